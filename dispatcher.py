@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""Chooses the submission that is graded next, prepares it, and hands it to its scheduler.
+
+Preparing derives the autograder from the payload (or takes the one that staff registered) and packs the student's files;
+both are stored once. Docker runs are then picked up by scheduler.py; Kubernetes runs by ./pod.sh. Never grades.
+
+    python3 dispatcher.py                          the latest pending submission
+    python3 dispatcher.py SUBMISSION               that one (also: ASSIGNMENT SUBMISSION)
+    python3 dispatcher.py SUBMISSION --rerun       grade it again, as a new run
+    python3 dispatcher.py SUBMISSION --wait        follow it to its result
+    python3 dispatcher.py SUBMISSION --load DIR    write its files to DIR as /autograder would look; dispatches nothing
+    nohup python3 dispatcher.py --watch >> dispatcher.log 2>&1 &      the daemon: by priority, deadline, age
+
+Settings: GREENGRADER_DATABASE_URL, GREENGRADER_BASE_IMAGE, limits; see `.env.example`.
+Exit codes: 0 found and done · 1 not found, or a bug · 2 usage or settings · 3 Postgres away · 4 schema version.
+"""
+
+import argparse
+import logging
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from greengrader import autograder, config, daemon
+from greengrader.config import MQTT_MAX_BYTES, Settings
+from greengrader.daemon import Outage, Stop
+from greengrader.db import RUNS_CHANNEL, Run, Store
+from greengrader.errors import GreenGraderError, NotFound, PayloadRejected, ServiceUnavailable
+from greengrader.follow import follow
+from greengrader.payload import Payload
+
+log = logging.getLogger("greengrader")
+
+FALLBACK_S = 60.0
+PASS_RUNS = 20
+MESSAGE_MAX_BYTES = MQTT_MAX_BYTES - 64 * 1024  # room for topic and header
+POD_SH = Path(__file__).resolve().parent / "pod.sh"
+
+
+def main(argv: list[str], stop: Stop) -> int:
+    options = arguments().parse_args(argv)
+    settings = config.load()
+    daemon.log_to_stderr("dispatcher", settings.log_level)
+    with Store.connect(settings.required("database_url"), application="dispatcher") as store:
+        if options.watch:
+            return watch(store, settings, stop)
+        try:
+            run = find(store, options.ids, rerun=options.rerun)
+            if options.load:
+                load(store, run, options.load, settings)
+                print(f"submission {run.submission_id} is in {options.load}")
+                return 0
+            code = dispatch_one(store, run, settings)
+        except (NotFound, PayloadRejected) as error:
+            print(error, file=sys.stderr)
+            return 1
+        return wait(store, run, stop) if options.wait and code == 0 else code
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ids", nargs="*", type=int, metavar="[ASSIGNMENT] SUBMISSION", help="Gradescope's ids")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--watch", action="store_true", help="stay, and dispatch whatever comes")
+    action.add_argument("--load", type=Path, metavar="DIR", help="write the submission's files to DIR, for debugging")
+    action.add_argument("--rerun", action="store_true", help="grade again, as a new run")
+    parser.add_argument("--wait", action="store_true", help="follow the run to its result")
+    parse = parser.parse_args
+
+    def checked(argv: list[str]) -> argparse.Namespace:
+        options = parse(argv)
+        if len(options.ids) > 2:
+            parser.error("give a submission id, or an assignment id and a submission id")
+        if options.watch and (options.ids or options.wait):
+            parser.error("--watch takes whatever comes: no ids and no --wait with it")
+        if options.rerun and not options.ids:
+            parser.error("--rerun needs a submission id")
+        return options
+
+    parser.parse_args = checked  # type: ignore[method-assign, assignment]
+    return parser
+
+
+def find(store: Store, ids: list[int], *, rerun: bool = False) -> Run:
+    """The run that is meant: the latest pending one, or the newest of the submission; with `rerun` a new one."""
+    if not ids:
+        run = store.newest_received()
+        if run is None:
+            raise NotFound("no submission is pending")
+        return run
+    assignment_id, submission_id = ids if len(ids) == 2 else (None, ids[0])
+    run = store.newest_run(submission_id, assignment_id)
+    if run is None:
+        where = f" of assignment {assignment_id}" if assignment_id is not None else ""
+        raise NotFound(f"submission {submission_id}{where} is not here; `python3 -m greengrader status` lists what is")
+    if rerun:
+        new_run = store.rerun_submission(run.submission_key)
+        run = store.run(new_run) if new_run is not None else None
+        if run is None:
+            raise NotFound(f"submission {submission_id} is being graded already: nothing to run again yet")
+    return run
+
+
+def dispatch_one(store: Store, run: Run, settings: Settings) -> int:
+    """Prepares the run and hands it over; says what it did."""
+    if run.state != "received":
+        print(f"submission {run.submission_id} is {run.state} already (run {run.run_id}); --rerun grades it again")
+        return 0
+    if run.backend == "kubernetes":
+        return subprocess.call([POD_SH, str(run.assignment_id), str(run.submission_id)])
+    prepare(store, run, settings)
+    print(f"submission {run.submission_id} is dispatched to the docker scheduler (run {run.run_id})")
+    return 0
+
+
+def wait(store: Store, run: Run, stop: Stop) -> int:
+    ended = follow(store, run.run_id, stop, print)
+    if ended.state != "graded":
+        print(f"submission {run.submission_id} is {ended.state}: {ended.error}", file=sys.stderr)
+        return 1
+    row = store.table("submission_status", "submission_id = %s", run.submission_id)[0]
+    print(f"submission {run.submission_id}: {row['outcome']}, score {row['score']:g}")
+    return 0
+
+
+def watch(store: Store, settings: Settings, stop: Stop) -> int:
+    """Dispatches everything that is received, best first, until the stop."""
+    store.listen(RUNS_CHANNEL)
+    log.info("ready")
+    outage = Outage(settings.outage_limit_s, stop)
+    told: set[int] = set()
+    while not stop:
+        try:
+            while not stop and (waiting := store.next_received(PASS_RUNS, "docker")):
+                for run in waiting:
+                    hand_over(store, run, settings)
+                    if stop:
+                        break
+            for run in store.next_received(PASS_RUNS, "kubernetes"):
+                if run.run_id not in told:
+                    told.add(run.run_id)
+                    log.error("run=%d waits: pod.sh, the kubernetes backend, is not there in this version; "
+                              "`python3 -m greengrader assignment set %d --backend docker`",
+                              run.run_id, run.assignment_id)  # fmt: skip
+            outage.over()
+            while not stop:
+                notices = store.wait(stop, FALLBACK_S)
+                if not notices or any(text.startswith("received ") for _, text in notices):
+                    break
+        except ServiceUnavailable as error:
+            outage.wait(error)
+    return 0
+
+
+def hand_over(store: Store, run: Run, settings: Settings) -> None:
+    """Prepares one run; what can never be prepared is given up with its reason."""
+    try:
+        prepare(store, run, settings)
+    except (PayloadRejected, NotFound) as error:
+        store.abandon_run(run.run_id, str(error))
+        log.error("abandoned run=%d submission=%d reason=%r", run.run_id, run.submission_id, str(error))
+
+
+def prepare(store: Store, run: Run, settings: Settings) -> None:
+    """Stores the run's autograder and its files where they are not stored yet, then sets it free for the scheduler."""
+    digest = store.staff_autograder(run.assignment_id)
+    if digest is None or not store.has_submission_archive(run.submission_key):
+        with tempfile.NamedTemporaryFile(suffix=".zip") as file:
+            store.read_payload(run.submission_key, file)
+            file.flush()
+            with Payload.open(Path(file.name), settings.payload_limits()) as payload:
+                if not store.has_submission_archive(run.submission_key):
+                    archive = payload.submission_archive()
+                    check_size(archive, "the submission")
+                    store.add_submission_archive(run.submission_key, archive)
+                digest = digest or derive(store, run, payload, settings)
+    if store.dispatch_run(run.run_id, digest):
+        log.info("dispatched run=%d submission=%d autograder=%s", run.run_id, run.submission_id, digest[:12])
+
+
+def derive(store: Store, run: Run, payload: Payload, settings: Settings) -> str:
+    """Digest of the autograder that the payload carries; its archive is stored once."""
+    derived = autograder.derive(payload, store.base_image(run.assignment_id) or settings.base_image)
+    if not store.has_autograder(derived.digest):
+        archive = derived.archive()
+        check_size(archive, "the autograder")
+        store.add_autograder(derived.digest, derived.origin, derived.base_image, derived.warnings, archive)
+        log.info("autograder derived digest=%s bytes=%d", derived.digest[:12], len(archive))
+    return derived.digest
+
+
+def check_size(archive: bytes, what: str) -> None:
+    if len(archive) > MESSAGE_MAX_BYTES:
+        raise PayloadRejected(f"{what} has {len(archive):,} bytes packed: too many for one MQTT message to a worker")
+
+
+def load(store: Store, run: Run, directory: Path, settings: Settings) -> None:
+    """Writes the submission's files as /autograder would look."""
+    with tempfile.NamedTemporaryFile(suffix=".zip") as file:
+        store.read_payload(run.submission_key, file)
+        file.flush()
+        try:
+            with Payload.open(Path(file.name), settings.payload_limits()) as payload:
+                payload.write_files(directory)
+        except OSError as error:
+            raise GreenGraderError(f"cannot write to {directory}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    daemon.run(main)

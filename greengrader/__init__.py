@@ -1,0 +1,1 @@
+"""GreenGrader: a carbon-aware autograding backend beside Gradescope."""

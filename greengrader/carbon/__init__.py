@@ -1,0 +1,1 @@
+"""What a run costs: energy and emissions."""

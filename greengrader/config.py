@@ -1,0 +1,180 @@
+"""Typed settings: environment over `.env` over default, read once in `main` and passed on.
+
+Every key is GREENGRADER_<FIELD>; a secret may stand in a file named by GREENGRADER_<FIELD>_FILE. All bad keys are
+reported together, in one SettingsError.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from dotenv import dotenv_values
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from greengrader.errors import SettingsError
+from greengrader.limits import MEBIBYTE, Limits, PayloadLimits
+
+PREFIX = "GREENGRADER_"
+SECRETS = ("database_url", "mqtt_url", "submit_password")
+# Set by the snippet and by the tests; no settings of the daemons.
+NOT_SETTINGS = ("GREENGRADER_REQUIRE",)
+MQTT_MAX_BYTES = 268_435_455  # the largest remaining length that MQTT can say
+
+WorkerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+
+
+class Settings(BaseSettings):
+    """Every setting with its default; the field's description is its line in `.env.example` and in the README."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` collected: it knows the keys' names, which the error messages need."""
+        return (init_settings,)
+
+    # where the services are
+    database_url: str = Field("", description="Postgres of the hub: postgresql://user:password@host:port/database")
+    mqtt_url: str = Field("", description="broker and account: mqtt://user:password@host:port, mqtts:// for TLS")
+    submit_host: str = Field("", description="broker as Gradescope reaches it, for the snippet")
+    submit_port: int = Field(1883, description="its port")
+    submit_user: str = Field("", description="the account in the snippet: may publish submissions, nothing else")
+    submit_password: str = Field("", description="its password; readable by student code")
+    state_dir: Path = Field(Path(".greengrader"), description="spool, outbox and caches of the daemons on this machine")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")
+
+    # patience
+    outage_limit_s: PositiveFloat = Field(600, description="a daemon leaves (exit 3) when a service is away for longer")
+    lease_s: PositiveFloat = Field(30, description="a worker that is not heard of for so long loses its run")
+    heartbeat_s: PositiveFloat = Field(5, description="a worker says so often that it lives")
+    worker_silent_s: PositiveFloat = Field(15, description="a worker that is silent for so long gets no new runs")
+    max_attempts: PositiveInt = Field(3, description="a run is abandoned after so many faults of ours")
+
+    stop_grace_s: float = Field(30, ge=0, description="a worker that is told to stop lets its runs go on for so long")
+
+    # limits at the door
+    max_payload_bytes: int = Field(MQTT_MAX_BYTES, gt=0, le=MQTT_MAX_BYTES, description="larger payloads are rejected")
+    max_payload_entries: PositiveInt = Field(PayloadLimits.entries, description="files and folders in a payload")
+    max_unpacked_bytes: PositiveInt = Field(PayloadLimits.unpacked_bytes, description="a payload's size when unpacked")
+    max_compression_ratio: PositiveFloat = Field(PayloadLimits.ratio, description="unpacked to packed, above 10 MiB")
+    max_path_depth: PositiveInt = Field(PayloadLimits.depth, description="folders within folders in a payload")
+
+    # the container of a run; each assignment may override the first four
+    cpus: PositiveFloat = Field(Limits.cpus, description="cores a run may use")
+    memory_bytes: int = Field(Limits.memory_bytes, ge=16 * MEBIBYTE, description="memory of a run, swap included")
+    timeout_s: PositiveFloat = Field(Limits.timeout_s, description="wall-clock limit of run_autograder")
+    network: bool = Field(Limits.network, description="may a run reach the network")
+    pids: PositiveInt = Field(Limits.pids, description="processes and threads of a run")
+    open_files: PositiveInt = Field(Limits.open_files, description="open files of one process")
+    disk_bytes: PositiveInt = Field(Limits.disk_bytes, description="what a run may write to its file system")
+    log_bytes: PositiveInt = Field(Limits.log_bytes, description="what is kept of a run's printed output")
+    results_bytes: PositiveInt = Field(Limits.results_bytes, description="largest results.json")
+    container_runtime: str = Field("", description="runtime of the engine for runs, e.g. runsc; empty: its default")
+
+    # images
+    base_image: str = Field("gradescope/autograder-base:ubuntu-22.04", description="base of every autograder's image")
+    registry: str = Field("", description="host:port/path that images are pushed to and pulled from; empty: none")
+    image_build_timeout_s: PositiveFloat = Field(1200, description="for setup.sh and all")
+    image_pull_timeout_s: PositiveFloat = Field(600, description="for one pull or push")
+    image_cache_bytes: PositiveInt = Field(20 * 1024 * MEBIBYTE, description="unused images beyond this are removed")
+
+    # the worker on this machine
+    worker_name: WorkerName | None = Field(None, description="also its broker account; default: the host's name")
+    slots: PositiveInt = Field(os.cpu_count() or 1, description="runs at a time on this worker")
+    min_free_disk_bytes: int = Field(2 * 1024 * MEBIBYTE, ge=0, description="below this the worker takes no jobs")
+    default_watts_min: float = Field(0.74, ge=0, description="W per core, idle, where a worker states none")
+    default_watts_max: float = Field(3.50, ge=0, description="W per core, full load, where a worker states none")
+    pue: float = Field(1.0, ge=1, description="power usage effectiveness of the site; 1: the machines alone")
+    home_intensity_gco2e_per_kwh: float = Field(
+        480.0, ge=0, description="carbon intensity at home, as long as no source of intensity is configured"
+    )
+
+    def payload_limits(self) -> PayloadLimits:
+        """The limits that a payload is checked against."""
+        return PayloadLimits(
+            entries=self.max_payload_entries,
+            unpacked_bytes=self.max_unpacked_bytes,
+            ratio=self.max_compression_ratio,
+            depth=self.max_path_depth,
+        )
+
+    def run_limits(self) -> Limits:
+        """The limits of a run where the assignment says nothing else."""
+        return Limits(
+            timeout_s=self.timeout_s,
+            cpus=self.cpus,
+            memory_bytes=self.memory_bytes,
+            pids=self.pids,
+            open_files=self.open_files,
+            disk_bytes=self.disk_bytes,
+            network=self.network,
+            log_bytes=self.log_bytes,
+            results_bytes=self.results_bytes,
+            runtime=self.container_runtime or None,
+        )
+
+    def required(self, field: str) -> str:
+        """The value of a setting that has no default; SettingsError where it is not set."""
+        value = str(getattr(self, field) or "")
+        if not value:
+            raise SettingsError(f"{PREFIX}{field.upper()} is not set; `. .greengrader/env` after `make up`, or see README")
+        return value
+
+    def masked(self) -> dict[str, Any]:
+        """{KEY: value} of every setting in force, secrets replaced by ***."""
+        shown = {}
+        for name, value in self.model_dump(mode="json").items():
+            if name in SECRETS and value:
+                value = _mask(value)
+            shown[PREFIX + name.upper()] = value
+        return shown
+
+
+def load(environment: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> Settings:
+    """Settings in force; SettingsError names every bad key at once."""
+    given = {key: value for key, value in dotenv_values(dotenv).items() if value is not None}
+    given.update(os.environ if environment is None else environment)
+    values: dict[str, str] = {}
+    problems: list[str] = []
+    for key, value in sorted(given.items()):
+        if not key.startswith(PREFIX) or key in NOT_SETTINGS:
+            continue
+        field = key.removeprefix(PREFIX).lower()
+        if field.endswith("_file") and field.removesuffix("_file") in SECRETS:
+            try:
+                values[field.removesuffix("_file")] = Path(value).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                problems.append(f"{key}: cannot read {value}: {error}")
+        elif field in Settings.model_fields:
+            values.setdefault(field, value)
+        else:
+            near = difflib.get_close_matches(field, Settings.model_fields, n=1)
+            problems.append(f"{key}: unknown setting" + (f", is {PREFIX}{near[0].upper()} meant?" if near else ""))
+    try:
+        settings = Settings(**values)  # type: ignore[arg-type]  # pydantic turns the texts into the fields' types
+    except ValidationError as error:
+        for fault in error.errors():
+            field = str(fault["loc"][0])
+            shown = "***" if field in SECRETS else repr(fault["input"])
+            problems.append(f"{PREFIX}{field.upper()}={shown}: {fault['msg']}")
+    if problems:
+        raise SettingsError("; ".join(problems))
+    return settings
+
+
+def _mask(value: str) -> str:
+    parts = urlsplit(value)
+    if not parts.password:
+        return "***" if not parts.scheme else value
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))

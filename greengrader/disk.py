@@ -1,0 +1,62 @@
+"""Keeps the files of one run within their limit where the engine has no disk quotas (overlay2 on anything but xfs).
+
+A limit for each single file holds at any time (ulimit fsize, set by sandbox.py). Their sum is measured only when the disk's
+free space has shrunk by half of the limit, because that costs a walk over all files; what is written between two looks, a
+second apart, comes on top. Files that were removed but are still open escape the measurement. For those, and for
+everything else, there is a floor: below it the machine itself is in danger, and the run ends as a fault of ours.
+"""
+
+import os
+import subprocess
+import time
+
+from greengrader.engine import Engine
+from greengrader.errors import SandboxError
+from greengrader.layer import Layer
+from greengrader.limits import MEBIBYTE
+
+FLOOR_BYTES = 1024 * MEBIBYTE
+PAUSE_FACTOR = 10  # a measurement that took long is not repeated soon
+REMOTE_PAUSE_S = 10.0
+
+
+class DiskWatch:
+    """Looks after one container; made before its start."""
+
+    def __init__(self, engine: Engine, container_id: str, layer: Layer | None, limit_bytes: int) -> None:
+        self._engine, self._container_id, self._layer, self._limit_bytes = engine, container_id, layer, limit_bytes
+        self._free_at_start_bytes = self._free_bytes()
+        self._next_look = 0.0
+
+    def exceeded(self) -> bool:
+        """True where the run's files have outgrown the limit; SandboxError where the machine's disk is nearly full."""
+        free_bytes = self._free_bytes()
+        if free_bytes is not None and self._free_at_start_bytes is not None:
+            if free_bytes < FLOOR_BYTES:
+                raise SandboxError(f"only {free_bytes // MEBIBYTE} MiB are free on the container engine's disk")
+            if self._free_at_start_bytes - free_bytes < self._limit_bytes // 2:
+                return False
+        began = time.monotonic()
+        if began < self._next_look:
+            return False
+        used_bytes = self._used_bytes()
+        took_s = time.monotonic() - began
+        self._next_look = time.monotonic() + (REMOTE_PAUSE_S if free_bytes is None else PAUSE_FACTOR * took_s)
+        return used_bytes > self._limit_bytes
+
+    def _free_bytes(self) -> int | None:
+        if not self._engine.facts.local:
+            return None
+        status = os.statvfs(self._engine.facts.root_dir)
+        return status.f_bavail * status.f_frsize
+
+    def _used_bytes(self) -> int:
+        if self._layer is not None:
+            # What it occupies: many tiny files take more than they hold, a file with holes takes less. In a process of its
+            # own, which a million files do not slow down our other threads; errors are files that went away meanwhile.
+            command = ["du", "--summarize", "--block-size=1", "--one-file-system", "--", str(self._layer.upper)]
+            printed = subprocess.run(command, capture_output=True, check=False).stdout.split()
+            return int(printed[0]) if printed else 0
+        query = {"all": "true", "size": "true", "filters": f'{{"id":["{self._container_id}"]}}'}
+        found = self._engine.ask("measure the container", "GET", "/containers/json", params=query)
+        return int(found[0].get("SizeRw", 0)) if found else 0

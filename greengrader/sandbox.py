@@ -1,0 +1,317 @@
+"""One run of an autograder in a container: hostile code in, a report out.
+
+Theory of operation. The container is root inside, because autograders are, and nothing outside: no network unless asked for,
+the few capabilities that real autograders use, no new privileges, memory without swap, a share of the CPU, processes, open
+files and size of the file system limited. Entry point and command of the image are never used (Gradescope's harness is
+one of them). The submission goes in before the start; results.json comes out when every process is dead; the container
+itself is removed after the report has been used, off the critical path.
+
+Two ways to fail. What the program inside does is a fact in the RunReport: its exit status, a timeout, out of memory, a
+results.json that cannot be used. What the engine fails to do is a SandboxError: no report, no score, try again.
+"""
+
+import logging
+import resource
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from threading import Event
+from typing import Any
+
+from greengrader import layer
+from greengrader.disk import DiskWatch
+from greengrader.engine import Answer, Engine, EngineRefused
+from greengrader.errors import SandboxError
+from greengrader.limits import MEBIBYTE, Limits
+from greengrader.usage import Meter, cgroup_keys, remove_cgroup
+
+log = logging.getLogger("greengrader")
+
+CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "NET_BIND_SERVICE", "SETGID", "SETUID")
+"""All that adduser, chmod, su, runuser, sudo and `service mysql|ssh|apache2 start` need, found by leaving out the others."""
+
+LABEL_WORKER = "greengrader.worker"
+LABEL_RUN = "greengrader.run"
+LABEL_ATTEMPT = "greengrader.attempt"
+
+SHM_BYTES = 64 * MEBIBYTE  # of /dev/shm; counts as memory
+LOG_ON_DISK = {"max-size": "16m", "max-file": "2"}  # by far more than is kept, so that the head is there, too
+TICK_S = 1.0  # how often a run is looked at while it runs
+KILL_S = 30.0  # a killed container that is still there after this is the engine's fault
+
+
+class RunCancelled(SandboxError):
+    """The run was stopped because the worker was told to; it says nothing about the submission."""
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What one run did. `results` and `results_problem` are both None where it left no results.json."""
+
+    exit_status: int | None  # None: it was killed by us
+    timed_out: bool
+    oom_killed: bool
+    results: bytes | None
+    results_problem: str | None  # a sentence: why results.json cannot be used
+    output: bytes  # stdout and stderr as they came, head and tail where long
+    started_at: datetime  # by the engine's clock, UTC
+    finished_at: datetime
+    wall_s: float
+    cpu_s: float
+    peak_memory_bytes: int | None
+    usage_method: str  # "cgroup" or "stats", see usage.py
+    warnings: tuple[str, ...] = ()
+
+
+@contextmanager
+def run(
+    engine: Engine,
+    image: str,
+    command: list[str],
+    limits: Limits,
+    files: bytes,
+    *,
+    run_id: int,
+    attempt: int,
+    worker: str,
+    cancelled: Event | None = None,
+) -> Iterator[RunReport]:
+    """The report of one run of `command` in a new container, which is removed when the `with` block is left.
+
+    `files` is a tar.gz for /autograder. Blocks until the program has ended or used up its time. Raises SandboxError when
+    the engine fails, and RunCancelled within about a second after `cancelled` is set.
+    """
+    meter = Meter(engine, _key(worker, run_id, attempt))
+    config = _container(engine, image, command, limits, meter.cgroup_parent)
+    config["Labels"] = {LABEL_WORKER: worker, LABEL_RUN: str(run_id), LABEL_ATTEMPT: str(attempt)}
+    container_id = _create(engine, f"greengrader-{_key(worker, run_id, attempt)}", config)
+    try:
+        yield _execute(engine, container_id, limits, files, meter, cancelled or Event())
+    finally:
+        _remove(engine, container_id)
+        meter.forget()
+
+
+def reap_orphans(engine: Engine, worker: str, keep: set[tuple[int, int]]) -> int:
+    """Number of this worker's containers removed because their (run, attempt) is not in `keep`; a crash left them."""
+    query = {"all": "true", "filters": f'{{"label":["{LABEL_WORKER}={worker}"]}}'}
+    reaped = 0
+    for container in engine.ask("list containers", "GET", "/containers/json", params=query):
+        labels = container["Labels"]
+        if (int(labels.get(LABEL_RUN, -1)), int(labels.get(LABEL_ATTEMPT, -1))) not in keep:
+            _remove(engine, container["Id"])
+            log.info("orphan removed run=%s attempt=%s", labels.get(LABEL_RUN), labels.get(LABEL_ATTEMPT))
+            reaped += 1
+    kept = {_key(worker, run_id, attempt) for run_id, attempt in keep}
+    for key in cgroup_keys() - kept:
+        if key.rpartition(".")[0] == worker:
+            remove_cgroup(key)
+    return reaped
+
+
+def _key(worker: str, run_id: int, attempt: int) -> str:
+    """Names the run among all that this machine's engine knows; several workers, each with its own hub, may share it."""
+    return f"{worker}.{run_id}-{attempt}"
+
+
+def _container(
+    engine: Engine, image: str, command: list[str], limits: Limits, cgroup_parent: str | None
+) -> dict[str, Any]:
+    """The container as the engine's REST interface describes one."""
+    # Without CAP_SYS_RESOURCE nobody may raise a hard limit; the engine was most likely started like us.
+    open_files = limits.open_files
+    if engine.facts.local:
+        open_files = min(open_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    host: dict[str, Any] = {
+        "NetworkMode": "default" if limits.network else "none",
+        "Init": True,
+        "CapDrop": ["ALL"],
+        "CapAdd": list(CAPABILITIES),
+        "SecurityOpt": ["no-new-privileges"],
+        "Memory": limits.memory_bytes,
+        "MemorySwap": limits.memory_bytes,  # of both together
+        "NanoCpus": round(limits.cpus * 1e9),
+        "PidsLimit": limits.pids,
+        "ShmSize": min(SHM_BYTES, limits.memory_bytes),
+        "OomScoreAdj": 500,  # when the machine itself runs out of memory, a run goes first
+        "IpcMode": "private",
+        "CgroupnsMode": "private",
+        "Ulimits": [
+            {"Name": "core", "Soft": 0, "Hard": 0},
+            {"Name": "nofile", "Soft": open_files, "Hard": open_files},
+            {"Name": "fsize", "Soft": limits.disk_bytes, "Hard": limits.disk_bytes},
+        ],
+        "LogConfig": {"Type": "json-file", "Config": LOG_ON_DISK},
+    }
+    if cgroup_parent is not None:
+        host["CgroupParent"] = cgroup_parent
+    if limits.runtime is not None:
+        host["Runtime"] = limits.runtime
+    if engine.facts.may_have_quotas:
+        host["StorageOpt"] = {"size": str(limits.disk_bytes)}
+    return {
+        "Image": image,
+        "Entrypoint": command,
+        "Cmd": [],
+        "User": "0",
+        "WorkingDir": layer.AUTOGRADER,
+        "Env": ["LANG=C.UTF-8"],
+        "Hostname": "autograder",
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": host,
+    }
+
+
+def _create(engine: Engine, name: str, config: dict[str, Any]) -> str:
+    """The id of the new container. What stands in its way is cleared: a leftover of a crash, a quota that is refused."""
+    for _ in range(3):
+        try:
+            created = engine.ask("create a container", "POST", "/containers/create", params={"name": name}, body=config)
+            return str(created["Id"])
+        except EngineRefused as refused:
+            if refused.status == 409:
+                log.warning("leftover container removed name=%s", name)
+                _remove(engine, name)
+            elif "storage-opt" in str(refused).lower() and config["HostConfig"].pop("StorageOpt", None):
+                log.warning("the engine has no disk quotas; the size of a run's files is watched instead")
+            else:
+                raise
+    raise SandboxError(f"the name {name} is taken by a container that cannot be removed")
+
+
+def _execute(
+    engine: Engine, container_id: str, limits: Limits, files: bytes, meter: Meter, cancelled: Event
+) -> RunReport:
+    path = f"/containers/{container_id}"
+    files_in_sight = layer.layer_of(engine, engine.ask("describe the container", "GET", f"{path}/json"))
+    layer.put(engine, container_id, files_in_sight, files)
+    disk = DiskWatch(engine, container_id, files_in_sight, limits.disk_bytes)
+    if cancelled.is_set():
+        raise RunCancelled("the worker was told to stop")
+    engine.ask("start the container", "POST", f"{path}/start")
+    stopped_for = _await_exit(engine, container_id, limits, meter, disk, cancelled)
+    usage = meter.read()
+    state = engine.ask("describe the container", "GET", f"{path}/json")["State"]
+    if state["Error"]:
+        raise SandboxError(f"the engine lost the container: {state['Error']}")
+    started_at, finished_at = datetime.fromisoformat(state["StartedAt"]), datetime.fromisoformat(state["FinishedAt"])
+    if stopped_for == _TOO_MUCH_DISK:
+        problem = f"The run was stopped because its files grew beyond {limits.disk_bytes // MEBIBYTE:,} MiB"
+        results = layer.Found(problem=problem)
+    else:
+        results = layer.take_results(engine, container_id, files_in_sight, limits.results_bytes)
+    return RunReport(
+        exit_status=state["ExitCode"] if stopped_for is None else None,
+        timed_out=stopped_for == _TIMED_OUT,
+        oom_killed=state["OOMKilled"],
+        results=results.content,
+        results_problem=results.problem,
+        output=_output(engine, container_id, limits.log_bytes),
+        started_at=started_at,
+        finished_at=finished_at,
+        wall_s=(finished_at - started_at).total_seconds(),
+        cpu_s=usage.cpu_s,
+        peak_memory_bytes=usage.peak_memory_bytes,
+        usage_method=usage.method,
+        warnings=() if usage.method == "cgroup" else ("CPU time and memory are samples of the engine's statistics",),
+    )
+
+
+_TIMED_OUT = "timed out"
+_TOO_MUCH_DISK = "too much disk"
+
+
+def _await_exit(
+    engine: Engine, container_id: str, limits: Limits, meter: Meter, disk: DiskWatch, cancelled: Event
+) -> str | None:
+    """Returns once every process is dead: None where it ended by itself, else why it was stopped."""
+    deadline = time.monotonic() + limits.timeout_s
+    exact = meter.is_exact
+    tick_s = TICK_S if exact else 0.05
+    stopped_for = None
+    while stopped_for is None:
+        if _exits_within(engine, container_id, min(tick_s, deadline - time.monotonic())):
+            return None
+        if not exact:
+            meter.sample(container_id)
+            tick_s = min(2 * tick_s, TICK_S)  # short runs want to be seen, too
+        if cancelled.is_set():
+            raise RunCancelled("the worker was told to stop")
+        if time.monotonic() >= deadline:
+            stopped_for = _TIMED_OUT
+        elif disk.exceeded():
+            stopped_for = _TOO_MUCH_DISK
+    try:
+        engine.ask("kill the container", "POST", f"/containers/{container_id}/kill")
+    except EngineRefused as refused:
+        if refused.status != 409:  # 409: it ended in this moment
+            raise
+    if not _exits_within(engine, container_id, KILL_S):
+        raise SandboxError(f"a killed container is still there after {KILL_S:.0f} s")
+    return stopped_for
+
+
+def _exits_within(engine: Engine, container_id: str, seconds: float) -> bool:
+    """True as soon as the container has stopped, False after the time."""
+    if seconds <= 0:
+        return False
+    until = time.monotonic() + seconds
+    try:
+        engine.ask("wait for the container", "POST", f"/containers/{container_id}/wait", timeout_s=seconds)
+    except EngineRefused:
+        raise
+    except SandboxError:
+        if time.monotonic() < until:
+            raise
+        return False
+    return True
+
+
+def _output(engine: Engine, container_id: str, max_bytes: int) -> bytes:
+    """What the container printed; beyond the limit its head and tail around a line that says how much is missing."""
+    query = {"stdout": "true", "stderr": "true"}
+    with engine.stream("read the log", "GET", f"/containers/{container_id}/logs", params=query) as answer:
+        head, tail, size = bytearray(), deque[bytes](), 0
+        tail_bytes = 0
+        for text in _frames(answer):
+            size += len(text)
+            taken = max_bytes // 2 - len(head)
+            head += text[:taken]
+            tail.append(text[taken:])
+            tail_bytes += len(tail[-1])
+            while tail and tail_bytes - len(tail[0]) >= max_bytes // 2:
+                tail_bytes -= len(tail.popleft())
+    if size <= max_bytes:
+        return bytes(head) + b"".join(tail)
+    left = b"".join(tail)[-(max_bytes // 2) :]
+    missing = size - len(head) - len(left)
+    return bytes(head) + f"\n[... {missing:,} bytes left out ...]\n".encode() + left
+
+
+def _frames(answer: Answer) -> Iterator[bytes]:
+    """The pieces of a container's output: 8 bytes of header, the last four of which are the length, then the piece."""
+    buffer = bytearray()
+    for chunk in answer.chunks():
+        buffer += chunk
+        begin = 0
+        while len(buffer) - begin >= 8:
+            end = begin + 8 + int.from_bytes(buffer[begin + 4 : begin + 8], "big")
+            if end > len(buffer):
+                break
+            yield bytes(buffer[begin + 8 : end])
+            begin = end
+        del buffer[:begin]
+
+
+def _remove(engine: Engine, container: str) -> None:
+    """Kills and removes a container with its volumes; one that stays is logged and left to the reaper."""
+    try:
+        engine.ask("remove the container", "DELETE", f"/containers/{container}", params={"force": "true", "v": "true"})
+    except EngineRefused as refused:
+        if refused.status not in (404, 409):  # gone, or going
+            log.warning("container stays id=%s reason=%s", container[:12], refused)
+    except SandboxError as error:
+        log.warning("container stays id=%s reason=%s", container[:12], error)

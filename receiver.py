@@ -1,0 +1,264 @@
+#!/usr/bin/env python3
+"""Records what workers say: results, registrations and heartbeats, from MQTT into Postgres.
+
+A result counts exactly once: only for the worker and the attempt that hold the run now; anything else is logged and
+dropped. Reads results.json by Gradescope's rules, works out energy and emissions, and compares with Gradescope's own score.
+Commits first, acknowledges then. Never places runs.
+
+    nohup python3 receiver.py >> receiver.log 2>&1 &
+
+Settings: GREENGRADER_DATABASE_URL, GREENGRADER_MQTT_URL, GREENGRADER_LEASE_S, GREENGRADER_PUE, …; see `.env.example`.
+Exit codes: 0 stopped by SIGTERM · 1 bug · 2 settings · 3 Postgres or broker away · 4 schema version.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from greengrader import config, daemon, results
+from greengrader.carbon.energy import Watts, emissions_g, energy_kwh
+from greengrader.config import Settings
+from greengrader.daemon import Outage, Stop
+from greengrader.db import ResultContext, Store
+from greengrader.errors import GreenGraderError, MessageInvalid, ServiceUnavailable
+from greengrader.messages import (
+    RESULTS,
+    WORKERS,
+    Accepted,
+    Failed,
+    Gone,
+    Heartbeat,
+    Message,
+    OfAttempt,
+    Registration,
+    Released,
+    Reply,
+    Result,
+    decode,
+    may_reply_to,
+    worker_of,
+)
+from greengrader.mqtt import Incoming, Link
+
+log = logging.getLogger("greengrader")
+
+IDLE_S = 2.0
+
+
+def main(argv: list[str], stop: Stop) -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    settings = config.load()
+    daemon.log_to_stderr("receiver", settings.log_level)
+    spool = settings.state_dir / "receiver-spool"
+    spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+    link = Link(
+        settings.required("mqtt_url"),
+        client_id="greengrader-receiver",
+        subscribe=[RESULTS, WORKERS],
+        spool=spool,
+        outage_limit_s=settings.outage_limit_s,
+    )
+    with Store.connect(settings.required("database_url"), application="receiver") as store, link:
+        receiver = Receiver(store, link, settings)
+        log.info("ready topics=%s,%s broker=%s:%s", RESULTS, WORKERS, link.host, link.port)
+        outage = Outage(settings.outage_limit_s, stop)
+        for batch in link.batches(stop, idle_s=IDLE_S):
+            while True:
+                try:
+                    for message in batch:
+                        receiver.receive(message)
+                    if not batch:
+                        receiver.catch_up()
+                    break
+                except ServiceUnavailable as error:
+                    outage.wait(error)
+                    if stop:
+                        return 0
+            outage.over()
+    return 0
+
+
+class Receiver:
+    def __init__(self, store: Store, link: Link, settings: Settings) -> None:
+        self.store, self.link, self.settings = store, link, settings
+        self.strangers: set[str] = set()  # workers that nobody registered: one warning each
+
+    def receive(self, incoming: Incoming) -> None:
+        """Stores one message, then acknowledges it. A malformed one is logged and acknowledged: it would come for ever."""
+        worker = worker_of(incoming.topic)
+        payload = incoming.payload
+        try:
+            message = decode(payload.read_bytes() if isinstance(payload, Path) else payload)
+            self.record(worker, message, incoming)
+        except MessageInvalid as error:
+            log.error("message dropped topic=%s digest=%s reason=%s", incoming.topic, incoming.digest[:12], error)
+            self.reply(incoming, Reply("rejected", {"reason": str(error)}))
+        incoming.acknowledge()
+
+    def store_or_fail(self, worker: str, message: OfAttempt, result: dict[str, Any]) -> bool:
+        """finish_run; a result that the database refuses ends the attempt as a fault of ours."""
+        try:
+            return self.store.finish_run(message.run_id, message.attempt, worker, result)
+        except ServiceUnavailable:
+            raise
+        except GreenGraderError as error:
+            self.record_failure(worker, Failed(run_id=message.run_id, attempt=message.attempt, reason=str(error)[:1000]))
+            return True
+
+    def record(self, worker: str, message: Message, incoming: Incoming) -> None:
+        match message:
+            case Accepted():
+                if self.store.start_run(message.run_id, message.attempt, worker):
+                    log.info("running run=%d attempt=%d worker=%s", message.run_id, message.attempt, worker)
+            case Result():
+                self.record_result(worker, message)
+            case Failed():
+                self.record_failure(worker, message)
+            case Released():
+                self.record_release(worker, message)
+            case Heartbeat():
+                self.record_heartbeat(worker, message)
+            case Registration():
+                self.register(worker, message, incoming)
+            case Gone():
+                self.store.lose_worker(worker)
+                log.warning("worker gone worker=%s", worker)
+            case _:
+                raise MessageInvalid(f"a worker does not send messages of kind {message.kind}")
+
+    def record_result(self, worker: str, message: Result) -> None:
+        """Grade, energy, emissions and parity in one row, if the run is still this worker's."""
+        context = self.store.result_context(message.run_id, worker)
+        if context is None or not self.store_or_fail(worker, message, row_of(message, worker, context, self.settings)):
+            log.warning("late result dropped run=%d attempt=%d worker=%s", message.run_id, message.attempt, worker)
+            return
+        if "build_log" in message.parts:
+            self.store.save_build_log(message.run_id, text_of(message, "build_log"))
+        log.info("graded run=%d attempt=%d worker=%s", message.run_id, message.attempt, worker)
+
+    def record_failure(self, worker: str, message: Failed) -> None:
+        state = self.store.fail_run(
+            message.run_id, message.attempt, worker, message.reason,
+            for_good=message.for_good, max_attempts=self.settings.max_attempts,
+        )  # fmt: skip
+        if state is None:
+            log.warning("late failure dropped run=%d attempt=%d worker=%s", message.run_id, message.attempt, worker)
+            return
+        if "build_log" in message.parts:
+            self.store.save_build_log(message.run_id, text_of(message, "build_log"))
+        level = logging.ERROR if state == "abandoned" else logging.WARNING
+        log.log(level, "failed run=%d attempt=%d worker=%s now=%s reason=%r",
+                message.run_id, message.attempt, worker, state, message.reason)  # fmt: skip
+
+    def record_release(self, worker: str, message: Released) -> None:
+        if message.autograder_missing:
+            self.store.forget_worker_autograder(worker, message.run_id)
+        if self.store.release_run(message.run_id, message.attempt, worker, message.reason):
+            log.warning("handed back run=%d attempt=%d worker=%s reason=%r",
+                        message.run_id, message.attempt, worker, message.reason)  # fmt: skip
+
+    def record_heartbeat(self, worker: str, message: Heartbeat) -> None:
+        if not self.store.see_worker(worker, message.slots, message.accepting, message.autograders):
+            if worker not in self.strangers:
+                self.strangers.add(worker)
+                log.warning("unregistered worker=%s: run register.py there, with the same name", worker)
+            return
+        kept = self.store.extend_leases(worker, message.runs, self.settings.lease_s)
+        for run_id, attempt in message.runs:
+            if run_id not in kept:
+                log.debug("lease not extended run=%d attempt=%d worker=%s", run_id, attempt, worker)
+
+    def register(self, worker: str, message: Registration, incoming: Incoming) -> None:
+        if message.worker != worker:
+            raise MessageInvalid(f"the account of {worker} may register {worker} only, not {message.worker}")
+        columns = message.model_dump()
+        try:
+            self.store.register_worker(columns)
+        except ServiceUnavailable:
+            raise
+        except GreenGraderError as error:
+            raise MessageInvalid(str(error)) from error
+        self.strangers.discard(worker)
+        log.info("registered worker=%s region=%s slots=%d", worker, message.region, message.slots)
+        self.reply(incoming, Reply("accepted", {"worker": worker}))
+
+    def reply(self, incoming: Incoming, reply: Reply) -> None:
+        if incoming.response_topic is not None and may_reply_to(incoming.response_topic):
+            self.link.publish(incoming.response_topic, reply.encode(), expiry_s=60)
+
+    def catch_up(self) -> None:
+        """Nothing waits: silence of a worker means silence from now on. Not right after a reconnect, when the workers
+        are only about to reconnect as well."""
+        if self.link.connected_s > self.settings.worker_silent_s:
+            self.store.receiver_caught_up()
+
+
+def row_of(message: Result, worker: str, context: ResultContext, settings: Settings) -> dict[str, Any]:
+    """The columns of `results` for a run's message."""
+    grade = results.grade(
+        message.parts.get("results"),
+        timed_out=message.timed_out,
+        oom_killed=message.oom_killed,
+        timeout_s=message.timeout_s,
+        problem=message.results_problem,
+    )
+    facts = message.model_dump(
+        mode="json",
+        include={"exit_status", "oom_killed", "started_at", "finished_at", "wall_s", "cpu_s", "peak_memory_bytes",
+                 "usage_method", "cpus", "memory_bytes", "image_built_s"},
+    )  # fmt: skip
+    return {
+        **facts,
+        **emissions_of(message, context, settings),
+        "outcome": grade.outcome,
+        "score": grade.score,
+        "max_score": grade.max_score,
+        "parity": results.parity(grade.score, context.gradescope_score),
+        "results": grade.results,
+        "raw_results": grade.raw,
+        "problem": grade.problem,
+        "output": text_of(message, "output"),
+        "warnings": [*context.autograder_warnings, *message.warnings],
+        "region": context.region,
+        "zone": context.zone,
+        "node": worker,
+        "node_ip": context.node_ip,
+    }
+
+
+def emissions_of(message: Result, context: ResultContext, settings: Settings) -> dict[str, Any]:
+    """Energy and emissions with all that they were worked out from; no figure where CPU time is unknown."""
+    watts = Watts(settings.default_watts_min, settings.default_watts_max, "default of the settings")
+    if context.watts_min is not None and context.watts_max is not None:
+        watts = Watts(context.watts_min, context.watts_max, "registered by the worker")
+    inputs: dict[str, Any] = {
+        "watts_min": watts.idle,
+        "watts_max": watts.full,
+        "pue": settings.pue,
+        "energy_method": f"cpu time, watts {watts.source}",
+    }
+    if message.cpu_s is None:
+        return inputs
+    energy = energy_kwh(
+        cpu_s=message.cpu_s, wall_s=message.wall_s, cpus=message.cpus, memory_bytes=message.memory_bytes,
+        watts=watts, pue=settings.pue,
+    )  # fmt: skip
+    emissions = emissions_g(energy, settings.home_intensity_gco2e_per_kwh)
+    return {
+        **inputs,
+        "energy_usage": energy,
+        "carbon_intensity": settings.home_intensity_gco2e_per_kwh,
+        "carbon_source": "setting GREENGRADER_HOME_INTENSITY_GCO2E_PER_KWH",
+        "carbon_emission_from_compute": emissions,
+        "carbon_emission": emissions,
+    }
+
+
+def text_of(message: Message, part: str) -> str:
+    """A part as text that Postgres can hold, its head and tail where it is long."""
+    return results.cap_text(results.clean(message.parts.get(part, b"").decode("utf-8", "replace")))
+
+
+if __name__ == "__main__":
+    daemon.run(main)

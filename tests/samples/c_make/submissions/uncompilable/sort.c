@@ -1,0 +1,2 @@
+int main(void) { return sort(); }
+#error "I ran out of time"

@@ -1,0 +1,2 @@
+echo "\"oops\", I said"
+kill -9 $$

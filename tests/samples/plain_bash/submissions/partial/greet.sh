@@ -1,0 +1,2 @@
+read -r first rest
+echo "Hello, $first!"

@@ -1,0 +1,3 @@
+eaten = []
+while True:
+    eaten.append(b"x" * 32_000_000)

@@ -1,0 +1,2 @@
+first, second = input().split()
+print(abs(int(first)) + int(second))
