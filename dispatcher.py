@@ -20,6 +20,7 @@ import logging
 import subprocess
 import sys
 import tempfile
+from io import BytesIO
 from pathlib import Path
 
 from greengrader import autograder, config, daemon
@@ -183,10 +184,11 @@ def derive(store: Store, run: Run, payload: Payload, settings: Settings) -> str:
     """Digest of the autograder that the payload carries; its archive is stored once."""
     derived = autograder.derive(payload, store.base_image(run.assignment_id) or settings.base_image)
     if not store.has_autograder(derived.digest):
-        archive = derived.archive()
-        check_size(archive, "the autograder")
-        store.add_autograder(derived.digest, derived.origin, derived.base_image, derived.warnings, archive)
-        log.info("autograder derived digest=%s bytes=%d", derived.digest[:12], len(archive))
+        archive = BytesIO()
+        derived.write_archive(archive)
+        check_size(archive.getvalue(), "the autograder")
+        store.add_autograder(derived.digest, derived.origin, derived.base_image, derived.warnings, archive.getvalue())
+        log.info("autograder derived digest=%s bytes=%d", derived.digest[:12], len(archive.getvalue()))
     return derived.digest
 
 

@@ -28,6 +28,7 @@ from greengrader.config import Settings
 from greengrader.daemon import Stop
 from greengrader.errors import AutograderBroken, AutograderMissing, MessageInvalid, SandboxError, ServiceUnavailable
 from greengrader.images import BuiltImage, Images
+from greengrader.limits import Limits
 from greengrader.messages import (
     Accepted,
     Autograder,
@@ -62,7 +63,6 @@ def main(argv: list[str], stop: Stop) -> int:
         client_id=f"greengrader-worker-{name}",
         subscribe=[jobs_topic(name)],
         will=(worker_topic(name, "heartbeat"), Gone().encode()),
-        spool=worker.state / "spool",
         outage_limit_s=settings.outage_limit_s,
         on_ready=worker.beat,
     )
@@ -85,12 +85,9 @@ class Worker:
     def __init__(self, name: str, settings: Settings) -> None:
         self.name, self.settings = name, settings
         self.state = settings.state_dir / f"worker-{name}"
-        (self.state / "spool").mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left_over in (self.state / "spool").iterdir():
-            left_over.unlink()
         self.outbox = Outbox(self.state / "outbox")
         self.sources = self.state / "autograders"
-        self.sources.mkdir(exist_ok=True, mode=0o700)
+        self.sources.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.held: dict[tuple[int, int], Job] = {}  # (run, attempt): accepted, its end not confirmed yet
         self.lock = threading.Lock()  # guards held
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -183,9 +180,8 @@ class Worker:
     # -------------------------------------------------------------------------------------- main thread
     def receive(self, incoming: Incoming) -> None:
         """Takes a job or an autograder's source, then acknowledges: from here on the lease protects the run."""
-        payload = incoming.payload
         try:
-            message = decode(payload.read_bytes() if isinstance(payload, Path) else payload)
+            message = decode(incoming.raw)
             if isinstance(message, Job):
                 self.take(message)
             elif isinstance(message, Autograder):
@@ -228,7 +224,7 @@ class Worker:
         log.info("running run=%d attempt=%d", job.run_id, job.attempt)
         try:
             image = self.images.ensure(job.autograder_digest, job.base_image, self.sources / job.autograder_digest)
-            self.finish(job, self.run(job, image))
+            self.run(job, image)
         except AutograderMissing as error:
             self.release(job, str(error), autograder_missing=True)
         except AutograderBroken as error:
@@ -241,39 +237,16 @@ class Worker:
                 log.error("failed run=%d attempt=%d reason=%s", job.run_id, job.attempt, error)
                 self.fail(job, str(error))
 
-    def run(self, job: Job, image: BuiltImage) -> Result:
+    def run(self, job: Job, image: BuiltImage) -> None:
+        """Runs the job; its result is on its way before the container is removed."""
         if image.built:
             self.beat()  # the hub need not send this autograder again
         limits = job.limits(self.settings.run_limits())
-        report = sandbox.run(
+        with sandbox.run(
             self.images.engine, image.reference, image.command, limits, job.parts.get("files", b""),
             run_id=job.run_id, attempt=job.attempt, worker=self.name, cancelled=self.killed,
-        )  # fmt: skip
-        parts = {"output": report.output}
-        if report.results is not None:
-            parts["results"] = report.results
-        if image.built:
-            parts["build_log"] = image.build_log.encode()
-        return Result(
-            run_id=job.run_id,
-            attempt=job.attempt,
-            exit_status=report.exit_status,
-            timed_out=report.timed_out,
-            oom_killed=report.oom_killed,
-            results_problem=report.results_problem,
-            started_at=report.started_at,
-            finished_at=report.finished_at,
-            wall_s=report.wall_s,
-            cpu_s=report.cpu_s,
-            peak_memory_bytes=report.peak_memory_bytes,
-            usage_method=report.usage_method,
-            timeout_s=limits.timeout_s,
-            cpus=limits.cpus,
-            memory_bytes=limits.memory_bytes,
-            image_built_s=image.build_s,
-            warnings=list(report.warnings),
-            parts=parts,
-        )
+        ) as report:  # fmt: skip
+            self.finish(job, result_of(job, image, limits, report))
 
     def finish(self, job: Job, result: Result) -> None:
         """Result to disk, to the broker, off the disk; the slot is free only when the broker has it."""
@@ -311,6 +284,35 @@ class Worker:
     def let_go(self, job: Job) -> None:
         with self.lock:
             self.held.pop((job.run_id, job.attempt), None)
+
+
+def result_of(job: Job, image: BuiltImage, limits: Limits, report: sandbox.RunReport) -> Result:
+    """What the container did, as it travels to the hub: facts only, nothing is judged here."""
+    parts = {"output": report.output}
+    if report.results is not None:
+        parts["results"] = report.results
+    if image.built:
+        parts["build_log"] = image.build_log.encode()
+    return Result(
+        run_id=job.run_id,
+        attempt=job.attempt,
+        exit_status=report.exit_status,
+        timed_out=report.timed_out,
+        oom_killed=report.oom_killed,
+        results_problem=report.results_problem,
+        started_at=report.started_at,
+        finished_at=report.finished_at,
+        wall_s=report.wall_s,
+        cpu_s=report.cpu_s,
+        peak_memory_bytes=report.peak_memory_bytes,
+        usage_method=report.usage_method,
+        timeout_s=limits.timeout_s,
+        cpus=limits.cpus,
+        memory_bytes=limits.memory_bytes,
+        image_built_s=image.build_s,
+        warnings=[*image.warnings, *report.warnings],
+        parts=parts,
+    )
 
 
 if __name__ == "__main__":

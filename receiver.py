@@ -13,7 +13,6 @@ Exit codes: 0 stopped by SIGTERM · 1 bug · 2 settings · 3 Postgres or broker 
 
 import argparse
 import logging
-from pathlib import Path
 from typing import Any
 
 from greengrader import config, daemon, results
@@ -50,13 +49,10 @@ def main(argv: list[str], stop: Stop) -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     settings = config.load()
     daemon.log_to_stderr("receiver", settings.log_level)
-    spool = settings.state_dir / "receiver-spool"
-    spool.mkdir(parents=True, exist_ok=True, mode=0o700)
     link = Link(
         settings.required("mqtt_url"),
         client_id="greengrader-receiver",
         subscribe=[RESULTS, WORKERS],
-        spool=spool,
         outage_limit_s=settings.outage_limit_s,
     )
     with Store.connect(settings.required("database_url"), application="receiver") as store, link:
@@ -87,10 +83,8 @@ class Receiver:
     def receive(self, incoming: Incoming) -> None:
         """Stores one message, then acknowledges it. A malformed one is logged and acknowledged: it would come for ever."""
         worker = worker_of(incoming.topic)
-        payload = incoming.payload
         try:
-            message = decode(payload.read_bytes() if isinstance(payload, Path) else payload)
-            self.record(worker, message, incoming)
+            self.record(worker, decode(incoming.raw), incoming)
         except MessageInvalid as error:
             log.error("message dropped topic=%s digest=%s reason=%s", incoming.topic, incoming.digest[:12], error)
             self.reply(incoming, Reply("rejected", {"reason": str(error)}))

@@ -124,7 +124,7 @@ def ask(settings: Settings, registration: Registration, stop: Stop) -> Reply | N
         )
         link.confirm(receipt)
         for batch in link.batches(stop, idle_s=ANSWER_TIMEOUT_S):
-            return Reply.decode(batch[0].payload) if batch and isinstance(batch[0].payload, bytes) else None
+            return Reply.decode(batch[0].raw) if batch else None
     return None
 
 

@@ -532,4 +532,47 @@ CREATE OR REPLACE VIEW worker_status AS
         (SELECT count(*) FROM runs h WHERE h.worker = w.worker AND h.state IN ('placed', 'running'))::integer AS held
     FROM workers w;
 
+-- One row a run, every run of every submission.
+CREATE OR REPLACE VIEW run_status AS
+    SELECT r.run_id, r.submission_key, s.submission_id, s.assignment_id, r.state, g.outcome, g.score, r.attempt, r.failures,
+        r.backend, r.worker, r.autograder_digest, a.origin AS autograder_origin, r.placement_reason, r.error,
+        r.created_at, r.dispatched_at, r.placed_at, r.started_at, r.finished_at
+    FROM runs r
+    JOIN submissions s USING (submission_key)
+    LEFT JOIN results g USING (run_id)
+    LEFT JOIN autograders a ON a.digest = r.autograder_digest;
+
+-- One row a submission for spreadsheets: its newest result, and the state of its newest run, which may be another.
+CREATE OR REPLACE VIEW result_export AS
+    SELECT DISTINCT ON (s.assignment_id, s.submission_id)
+        s.submission_id, s.assignment_id, s.course_id, r.run_id,
+        first_value(r.state) OVER (PARTITION BY s.assignment_id, s.submission_id ORDER BY s.submission_key DESC, r.run_id DESC)
+            AS state,
+        g.outcome, g.score, g.max_score, s.gradescope_score, g.parity, g.wall_s, g.cpu_s, g.peak_memory_bytes,
+        g.energy_usage AS energy_kwh, g.carbon_emission AS carbon_emission_g, g.carbon_intensity, g.carbon_source,
+        g.region, g.node AS worker, s.submitted_at, s.received_at, g.recorded_at AS graded_at, s.payload_digest,
+        r.autograder_digest, s.student_ids, s.student_names, s.student_emails
+    FROM submissions s
+    JOIN runs r USING (submission_key)
+    LEFT JOIN results g USING (run_id)
+    ORDER BY s.assignment_id, s.submission_id, (g.run_id IS NULL), s.submission_key DESC, r.run_id DESC;
+
+-- One row an assignment with its newest runs counted.
+CREATE OR REPLACE VIEW assignment_status AS
+    SELECT a.*, g.created_at AS autograder_created_at, g.base_image AS autograder_base_image, g.warnings AS autograder_warnings,
+        coalesce(n.submissions, 0) AS submissions, coalesce(n.open, 0) AS open, coalesce(n.graded, 0) AS graded,
+        coalesce(n.abandoned, 0) AS abandoned, coalesce(n.differs, 0) AS differs
+    FROM assignments a
+    LEFT JOIN autograders g ON g.digest = a.autograder_digest
+    LEFT JOIN (SELECT assignment_id, count(*) AS submissions, count(*) FILTER (WHERE state = 'graded') AS graded,
+                   count(*) FILTER (WHERE state = 'abandoned') AS abandoned, count(*) FILTER (WHERE parity = 'differs') AS differs,
+                   count(*) FILTER (WHERE state IN ('received', 'dispatched', 'placed', 'running')) AS open
+               FROM result_export GROUP BY assignment_id) AS n USING (assignment_id);
+
+-- One row a rejected payload, without its bytes.
+CREATE OR REPLACE VIEW rejected_status AS
+    SELECT j.rejected_id, j.received_at, j.times, octet_length(j.payload) AS payload_bytes, s.submission_id AS retried_as,
+        j.payload_digest, j.reason
+    FROM rejected j LEFT JOIN submissions s ON s.submission_key = j.retried_as;
+
 COMMIT;

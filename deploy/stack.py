@@ -26,14 +26,14 @@ from pathlib import Path
 
 import daemons
 from daemons import PROJECT, Daemon
-
 from engine import Engine, engine_version, ensure_base_image
 from greengrader import config
 from greengrader.config import PREFIX, Settings
 from greengrader.db import Store
 from greengrader.errors import GreenGraderError, ServiceUnavailable, SettingsError
+from places import LOOPBACK
 from processes import write_private
-from services import LOOPBACK, Broker, Postgres
+from services import Broker, Postgres
 
 REGISTER_LIMIT_S = 60
 REPORT_EVERY_S = 2.0
@@ -156,14 +156,10 @@ class Stack:
                 print(f"    {name.upper()}={shlex.quote(values[f'submit_{name}'])}")
 
     def status(self) -> None:
-        services = [
-            ("postgres", self.postgres.pid),
-            ("mosquitto", self.broker.pid),
-            ("dockerd", self.engine.process.pid),
-        ]
-        services += [(daemon.name, daemon.process.pid) for daemon in (*self.hub(), self.executor())]
-        for name, pid in services:
-            say(name, f"pid {pid}" if pid else "-")
+        """Prints what runs of ours, and where it logs."""
+        processes = [self.postgres.process, self.broker.process, self.engine.process]
+        for process in (*processes, *(daemon.process for daemon in (*self.hub(), self.executor()))):
+            say(process.name, f"pid {process.pid}, {process.log}" if process.pid else "-")
 
     # -------------------------------------------------------------------------------------------------- a sample
     def run(self) -> int:
@@ -198,6 +194,9 @@ class Stack:
 def locked(state: Path) -> Iterator[None]:
     """One `up` or `down` of a checkout at a time."""
     state.mkdir(parents=True, exist_ok=True)
+    owner = state.stat().st_uid
+    if owner != os.geteuid():
+        raise SettingsError(f"{state} was made by user {owner}, you are {os.geteuid()}: run as that user, or remove it")
     with (state / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

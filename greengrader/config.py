@@ -1,7 +1,7 @@
 """Typed settings: environment over `.env` over default, read once in `main` and passed on.
 
 Every key is GREENGRADER_<FIELD>; a secret may stand in a file named by GREENGRADER_<FIELD>_FILE. All bad keys are
-reported together, in one SettingsError.
+reported together, in one SettingsError. An empty value is none: the default counts.
 """
 
 import difflib
@@ -9,7 +9,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit, urlunsplit
 
 from dotenv import dotenv_values
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
@@ -30,7 +29,7 @@ WorkerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 class Settings(BaseSettings):
     """Every setting with its default; the field's description is its line in `.env.example` and in the README."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def settings_customise_sources(
@@ -91,7 +90,10 @@ class Settings(BaseSettings):
 
     # the worker on this machine
     worker_name: WorkerName | None = Field(None, description="also its broker account; default: the host's name")
-    slots: PositiveInt = Field(os.cpu_count() or 1, description="runs at a time on this worker")
+    slots: PositiveInt = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        description="runs at a time on this worker; default: one for each core",
+    )
     min_free_disk_bytes: int = Field(2 * 1024 * MEBIBYTE, ge=0, description="below this the worker takes no jobs")
     default_watts_min: float = Field(0.74, ge=0, description="W per core, idle, where a worker states none")
     default_watts_max: float = Field(3.50, ge=0, description="W per core, full load, where a worker states none")
@@ -136,15 +138,14 @@ class Settings(BaseSettings):
         shown = {}
         for name, value in self.model_dump(mode="json").items():
             if name in SECRETS and value:
-                value = _mask(value)
+                value = _mask(value) if name.endswith("_url") else "***"
             shown[PREFIX + name.upper()] = value
         return shown
 
 
 def load(environment: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> Settings:
     """Settings in force; SettingsError names every bad key at once."""
-    given = {key: value for key, value in dotenv_values(dotenv).items() if value is not None}
-    given.update(os.environ if environment is None else environment)
+    given = _together(dotenv_values(dotenv), os.environ if environment is None else environment)
     values: dict[str, str] = {}
     problems: list[str] = []
     for key, value in sorted(given.items()):
@@ -157,7 +158,8 @@ def load(environment: Mapping[str, str] | None = None, dotenv: Path = Path(".env
             except (OSError, UnicodeDecodeError) as error:
                 problems.append(f"{key}: cannot read {value}: {error}")
         elif field in Settings.model_fields:
-            values.setdefault(field, value)
+            if value:
+                values.setdefault(field, value)
         else:
             near = difflib.get_close_matches(field, Settings.model_fields, n=1)
             problems.append(f"{key}: unknown setting" + (f", is {PREFIX}{near[0].upper()} meant?" if near else ""))
@@ -173,8 +175,19 @@ def load(environment: Mapping[str, str] | None = None, dotenv: Path = Path(".env
     return settings
 
 
+def _together(dotenv: Mapping[str, str | None], environment: Mapping[str, str]) -> dict[str, str]:
+    """All keys of both; a secret of the environment replaces that of `.env`, whichever of them stands in a file."""
+    given = {key: value for key, value in dotenv.items() if value is not None}
+    for key in environment:
+        given.pop(key.removesuffix("_FILE") if key.endswith("_FILE") else f"{key}_FILE", None)
+    return given | dict(environment)
+
+
 def _mask(value: str) -> str:
-    parts = urlsplit(value)
-    if not parts.password:
-        return "***" if not parts.scheme else value
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
+    """The URL without its password, which may hold any character; nothing of a text that may hide one elsewhere."""
+    scheme, mark, rest = value.partition("://")
+    account, at, place = rest.rpartition("@")
+    user, colon, _ = account.partition(":")
+    if not mark or not scheme.isalnum() or "?" in place:
+        return "***"
+    return f"{scheme}://{user}{':***' if colon else ''}{at}{place}"

@@ -15,7 +15,7 @@ from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import psycopg2
 import psycopg2.extensions
@@ -165,13 +165,18 @@ class Store:
         """Brings an empty database to SCHEMA_VERSION; SchemaMismatch where it holds another version."""
         self._query(SCHEMA.read_text(encoding="utf-8"))
 
+    def schema_version(self) -> int | None:
+        """What version of schema.sql the database holds; None where it has no tables of GreenGrader yet."""
+        if not self._scalar("SELECT to_regclass('schema_version') IS NOT NULL"):
+            return None
+        return int(self._scalar("SELECT max(version) FROM schema_version") or 0)
+
     def check_schema(self) -> None:
-        if self._query("SELECT to_regclass('schema_version') IS NOT NULL")[0][0]:
-            version = self._query("SELECT max(version) FROM schema_version")[0][0]
-            if version == SCHEMA_VERSION:
-                return
+        version = self.schema_version()
+        if version is None:
+            raise SchemaMismatch("the database has no tables of GreenGrader yet: `psql -f schema.sql` first")
+        if version != SCHEMA_VERSION:
             raise SchemaMismatch(f"the database holds schema version {version}, this program needs {SCHEMA_VERSION}")
-        raise SchemaMismatch("the database has no tables of GreenGrader yet: `psql -f schema.sql` first")
 
     # -------------------------------------------------------------------------------------------- notices
     def listen(self, *channels: str) -> None:
@@ -245,7 +250,7 @@ class Store:
         """The run's transitions, oldest first, as {column: value}."""
         return self.table("run_events", "run_id = %s", run_id, order="at")
 
-    def read_payload(self, submission_key: int, into: BinaryIO) -> None:
+    def read_payload(self, submission_key: int, into: IO[bytes]) -> None:
         """Writes the zip into a file, slice by slice: never the whole of it in memory."""
         self._slices("SELECT substring(zip FROM %s FOR %s) FROM payloads WHERE submission_key = %s", submission_key, into)
 
@@ -257,7 +262,7 @@ class Store:
         return self._text("SELECT base_image FROM assignments WHERE assignment_id = %s", assignment_id)
 
     def has_autograder(self, digest: str) -> bool:
-        return bool(self._query("SELECT FROM autograders WHERE digest = %s", [digest]))
+        return bool(self._query("SELECT 1 FROM autograders WHERE digest = %s", [digest]))
 
     def add_autograder(self, digest: str, origin: str, base_image: str, warnings: Sequence[str], archive: bytes) -> None:
         self._query(
@@ -267,7 +272,7 @@ class Store:
         )
 
     def has_submission_archive(self, submission_key: int) -> bool:
-        return bool(self._query("SELECT FROM submission_archives WHERE submission_key = %s", [submission_key]))
+        return bool(self._query("SELECT 1 FROM submission_archives WHERE submission_key = %s", [submission_key]))
 
     def add_submission_archive(self, submission_key: int, archive: bytes) -> None:
         self._query(
@@ -276,10 +281,10 @@ class Store:
         )
 
     def dispatch_run(self, run_id: int, autograder_digest: str) -> bool:
-        return bool(self._query("SELECT FROM dispatch_run(%s, %s)", [run_id, autograder_digest]))
+        return bool(self._query("SELECT 1 FROM dispatch_run(%s, %s)", [run_id, autograder_digest]))
 
     def abandon_run(self, run_id: int, reason: str) -> bool:
-        return bool(self._query("SELECT FROM abandon_run(%s, %s)", [run_id, reason]))
+        return bool(self._query("SELECT 1 FROM abandon_run(%s, %s)", [run_id, reason]))
 
     def rerun_submission(self, submission_key: int) -> int | None:
         """Run id of a new run; None where one is open already."""
@@ -287,7 +292,7 @@ class Store:
         return None if run_id is None else int(run_id)
 
     def cancel_run(self, run_id: int, reason: str) -> bool:
-        return bool(self._query("SELECT FROM cancel_run(%s, %s)", [run_id, reason]))
+        return bool(self._query("SELECT 1 FROM cancel_run(%s, %s)", [run_id, reason]))
 
     # ----------------------------------------------------------------------------------------- scheduler: places
     def workers(self) -> list[Worker]:
@@ -336,12 +341,12 @@ class Store:
 
     # ------------------------------------------------------------------------------------- receiver: what workers say
     def start_run(self, run_id: int, attempt: int, worker: str) -> bool:
-        return bool(self._query("SELECT FROM start_run(%s, %s, %s)", [run_id, attempt, worker]))
+        return bool(self._query("SELECT 1 FROM start_run(%s, %s, %s)", [run_id, attempt, worker]))
 
     def finish_run(self, run_id: int, attempt: int, worker: str | None, result: dict[str, Any]) -> bool:
         """Stores the result and closes the run; False: it is no longer this worker's, nothing is stored."""
         sent = [run_id, attempt, worker, json.dumps(result, allow_nan=False)]
-        return bool(self._query("SELECT FROM finish_run(%s, %s, %s, %s)", sent))
+        return bool(self._query("SELECT 1 FROM finish_run(%s, %s, %s, %s)", sent))
 
     def fail_run(
         self, run_id: int, attempt: int, worker: str | None, reason: str, *, for_good: bool, max_attempts: int
@@ -351,7 +356,7 @@ class Store:
         return self._text("SELECT state::text FROM fail_run(%s, %s, %s, %s, %s, %s)", *sent)
 
     def release_run(self, run_id: int, attempt: int, worker: str | None, reason: str) -> bool:
-        return bool(self._query("SELECT FROM release_run(%s, %s, %s, %s)", [run_id, attempt, worker, reason]))
+        return bool(self._query("SELECT 1 FROM release_run(%s, %s, %s, %s)", [run_id, attempt, worker, reason]))
 
     def forget_worker_autograder(self, worker: str, run_id: int) -> None:
         self._query(
@@ -398,7 +403,7 @@ class Store:
 
     # --------------------------------------------------------------------------------------------- the operator
     def drain_worker(self, worker: str, draining: bool) -> bool:
-        return bool(self._query("SELECT FROM drain_worker(%s, %s)", [worker, draining]))
+        return bool(self._query("SELECT 1 FROM drain_worker(%s, %s)", [worker, draining]))
 
     def table(self, sql_view: str, where: str = "true", *values: Any, order: str = "1", limit: int = 1000) -> list[dict[str, Any]]:
         """Rows of a view as {column: value}; `where`, `order` are this program's own text, never a user's."""
@@ -407,10 +412,30 @@ class Store:
             names = [column.name for column in cursor.description or ()]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
-    def set_assignment(self, assignment_id: int, changes: dict[str, Any]) -> None:
-        self._query("SELECT FROM set_assignment(%s, %s)", [assignment_id, json.dumps(changes, default=str)])
+    def exported(self, assignment_id: int) -> Iterator[list[dict[str, Any]]]:
+        """The assignment's rows of result_export by submission id, in portions: never all of them in memory."""
+        after = 0
+        while rows := self.table(
+            "result_export", "assignment_id = %s AND submission_id > %s", assignment_id, after, order="submission_id"
+        ):
+            yield rows
+            after = rows[-1]["submission_id"]
 
-    def read_rejected(self, rejected_id: int, into: BinaryIO) -> None:
+    def results_document(self, run_id: int) -> dict[str, Any] | None:
+        """results.json of a graded run; None for any other."""
+        document: dict[str, Any] | None = self._scalar("SELECT results FROM results WHERE run_id = %s", run_id)
+        return document
+
+    def build_log(self, run_id: int) -> str | None:
+        """What the newest build of the run's autograder printed, as far as a worker reported it."""
+        return self._text(
+            "SELECT build_log FROM runs JOIN autograders ON digest = autograder_digest WHERE run_id = %s", run_id
+        )
+
+    def set_assignment(self, assignment_id: int, changes: dict[str, Any]) -> None:
+        self._query("SELECT 1 FROM set_assignment(%s, %s)", [assignment_id, json.dumps(changes, default=str)])
+
+    def read_rejected(self, rejected_id: int, into: IO[bytes]) -> None:
         self._slices("SELECT substring(payload FROM %s FOR %s) FROM rejected WHERE rejected_id = %s", rejected_id, into)
 
     def mark_retried(self, rejected_id: int, submission_key: int) -> None:
@@ -486,7 +511,7 @@ class Store:
         rows = self._rows(cls, sql, *values)
         return rows[0] if rows else None
 
-    def _slices(self, sql: str, key: Any, into: BinaryIO) -> None:
+    def _slices(self, sql: str, key: Any, into: IO[bytes]) -> None:
         position = 1
         while True:
             rows = self._query(sql, [position, SLICE_BYTES, key])

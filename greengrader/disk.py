@@ -1,9 +1,9 @@
 """Keeps the files of one run within their limit where the engine has no disk quotas (overlay2 on anything but xfs).
 
-A limit for each single file holds at any time (ulimit fsize, set by sandbox.py). Their sum is measured only when the disk's
-free space has shrunk by half of the limit, because that costs a walk over all files; what is written between two looks, a
-second apart, comes on top. Files that were removed but are still open escape the measurement. For those, and for
-everything else, there is a floor: below it the machine itself is in danger, and the run ends as a fault of ours.
+A limit for each single file holds at any time (ulimit fsize, set by sandbox.py). Their sum is measured only when the
+disk's free space has shrunk by half of the limit, because that costs a walk over all files; what is written between two
+looks, a second apart, comes on top. Files that were removed but are still open escape the measurement. For those, and
+for everything else, there is a floor: below it the machine itself is in danger, and the run ends as a fault of ours.
 """
 
 import os
@@ -16,8 +16,7 @@ from greengrader.layer import Layer
 from greengrader.limits import MEBIBYTE
 
 FLOOR_BYTES = 1024 * MEBIBYTE
-PAUSE_FACTOR = 10  # a measurement that took long is not repeated soon
-REMOTE_PAUSE_S = 10.0
+PAUSE_FACTOR, PAUSE_MAX_S = 5, 10.0  # a measurement that took long is not repeated at once
 
 
 class DiskWatch:
@@ -40,8 +39,9 @@ class DiskWatch:
         if began < self._next_look:
             return False
         used_bytes = self._used_bytes()
-        took_s = time.monotonic() - began
-        self._next_look = time.monotonic() + (REMOTE_PAUSE_S if free_bytes is None else PAUSE_FACTOR * took_s)
+        ended = time.monotonic()
+        pause_s = PAUSE_MAX_S if free_bytes is None else min(PAUSE_FACTOR * (ended - began), PAUSE_MAX_S)
+        self._next_look = ended + pause_s
         return used_bytes > self._limit_bytes
 
     def _free_bytes(self) -> int | None:
@@ -52,8 +52,8 @@ class DiskWatch:
 
     def _used_bytes(self) -> int:
         if self._layer is not None:
-            # What it occupies: many tiny files take more than they hold, a file with holes takes less. In a process of its
-            # own, which a million files do not slow down our other threads; errors are files that went away meanwhile.
+            # What it occupies: many tiny files take more than they hold, a file with holes takes less. In a process of
+            # its own, so that a million files do not hold up our other threads; errors are files that went meanwhile.
             command = ["du", "--summarize", "--block-size=1", "--one-file-system", "--", str(self._layer.upper)]
             printed = subprocess.run(command, capture_output=True, check=False).stdout.split()
             return int(printed[0]) if printed else 0

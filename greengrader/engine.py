@@ -1,11 +1,13 @@
 """The connection to the container engine: what it can do, one client per thread, its errors in our words.
 
-The one importer of the Docker SDK. The SDK carries the bytes and knows the registries' passwords; the calls are those of
-the engine's documented REST interface, because the SDK's own methods ask twice for what one request answers.
+The one importer of the Docker SDK. The SDK carries the bytes and knows the registries' passwords; the calls are those
+of the engine's documented REST interface, because the SDK's own methods ask twice for what one request answers.
 """
 
 import json
 import os
+import select
+import ssl
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -171,6 +173,12 @@ class Engine:
             _check(what, response)
         return Answer(self, what, response, timeout_s)
 
+    def attach(self, container_id: str) -> "Attached":
+        """What the container prints from now on."""
+        with self.asked("attach to the container"):
+            params = {"stdout": 1, "stderr": 1, "stream": 1}
+            return Attached(self, self.client.attach_socket(container_id, params=params))
+
     def _url(self, path: str) -> str:
         return f"{self.client.base_url}/v{self._version}{path}"
 
@@ -192,7 +200,7 @@ class Engine:
 
 
 class Answer:
-    """An answer that is read while it arrives. Left unread or too late, it is cut off, which stops the engine's work."""
+    """An answer that is read while it arrives. Left unread or too late, it is cut off: the engine stops its work."""
 
     def __init__(self, engine: Engine, what: str, response: Any, timeout_s: float | None) -> None:
         self._engine, self._what, self._response = engine, what, response
@@ -239,6 +247,32 @@ class Answer:
             stream.close()
         except (AttributeError, OSError):
             return  # it had come to its end in this moment
+
+
+class Attached:
+    """The bytes that a container prints, while it prints them. Unread, they make the program wait."""
+
+    def __init__(self, engine: Engine, stream: Any) -> None:
+        self._engine, self._stream = engine, stream
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stream.close()
+
+    def read(self, timeout_s: float) -> bytes | None:
+        """The next bytes; None where none come within the time, b"" when the container has stopped."""
+        with self._engine.asked("pass on the output"):
+            if isinstance(self._stream, ssl.SSLSocket):  # it may hold bytes that `select` does not know of
+                self._stream.settimeout(timeout_s)
+                try:
+                    return self._stream.recv(CHUNK_BYTES)
+                except TimeoutError:
+                    return None
+            if not select.select([self._stream], [], [], timeout_s)[0]:
+                return None
+            return os.read(self._stream.fileno(), CHUNK_BYTES)
 
 
 def _check(what: str, response: Any) -> None:

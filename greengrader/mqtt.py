@@ -1,7 +1,7 @@
 """A link to the broker: publish, iterate messages, acknowledge. The only module that knows paho.
 
-paho runs a network thread of its own; its callbacks here only put marks into a queue (and large payloads into files),
-so no long work and no exception of ours ever happens on it. The main thread iterates:
+paho runs a network thread of its own, the only one that touches the socket. Its callbacks here only put marks into a
+queue (and payloads into files), so no long work and no exception of ours ever happens on it. The main thread iterates:
 
     with Link(url, client_id="greengrader-ingest", subscribe=["submissions"]) as link:
         for message in link.messages(stop):
@@ -9,66 +9,48 @@ so no long work and no exception of ours ever happens on it. The main thread ite
             message.acknowledge()   # only now does the broker forget it
 
 MQTT 5, QoS 1, persistent session: what was not acknowledged comes again after a reconnect, and only then. Messages of
-a lost connection that still wait in the queue are dropped, since the broker sends them again.
+a lost connection that still wait in the queue are dropped, since the broker sends them again; they are kept where it
+has forgotten the session.
 """
 
 import hashlib
 import logging
 import queue
+import socket
 import ssl
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.properties import Properties, VariableByteIntegers
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from greengrader.daemon import Stop
+from greengrader.delivery import Incoming as Incoming
+from greengrader.delivery import Receipt, Receipts, spool_payload
 from greengrader.errors import ServiceUnavailable, SettingsError
-from greengrader.limits import MEBIBYTE
 
 log = logging.getLogger("greengrader")
 
 SESSION_EXPIRY_S = 0xFFFFFFFF  # never: a stopped daemon must find its messages, however late
-SPOOL_OVER_BYTES = MEBIBYTE // 8
 KEEPALIVE_S = 30
 CONNECT_TIMEOUT_S = 10.0
 PUBLISH_TIMEOUT_S = 60.0
-REFUSED = {"Bad user name or password", "Not authorized", "Bad authentication method", "Client identifier not valid"}
-
-
-@dataclass(frozen=True)
-class Incoming:
-    """A message in hand. `payload` is bytes, or the path of a file where it was large; `acknowledge` ends it."""
-
-    topic: str
-    payload: bytes | Path
-    size_bytes: int
-    digest: str  # SHA-256 hex of the payload
-    response_topic: str | None
-    correlation_data: bytes | None
-    _link: "Link"
-    _mid: int
-    _connection: int
-
-    def acknowledge(self) -> None:
-        """Tells the broker that it may forget this message, and removes its file."""
-        self._link.acknowledge(self._mid, self._connection)
-        self.discard()
-
-    def discard(self) -> None:
-        if isinstance(self.payload, Path):
-            self.payload.unlink(missing_ok=True)
+CLOSE_TIMEOUT_S = 5.0
+NOT_AUTHORIZED = "Not authorized"
+REFUSED = {"Bad user name or password", NOT_AUTHORIZED, "Bad authentication method", "Client identifier not valid"}
+TAKEN_OVER = "Session taken over"
+WITH_WILL = ReasonCode(PacketTypes.DISCONNECT, "Disconnect with will message")
 
 
 class Link:
@@ -90,22 +72,27 @@ class Link:
         parts = urlsplit(url)
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
             raise SettingsError("GREENGRADER_MQTT_URL must look like mqtt://user:password@host:port")
-        self.host, self.port = parts.hostname, parts.port or (8883 if parts.scheme == "mqtts" else 1883)
-        self.user = unquote(parts.username or "")
+        try:
+            self.host, self.port = parts.hostname, parts.port or (8883 if parts.scheme == "mqtts" else 1883)
+        except ValueError as error:
+            raise SettingsError(f"GREENGRADER_MQTT_URL: {error}") from error
+        self.user, self.client_id = unquote(parts.username or ""), client_id
         self._subscribe = list(subscribe)
         self._spool = spool
         self._outage_limit_s, self._on_ready = outage_limit_s, on_ready
         self._queue: queue.SimpleQueue[Incoming | BaseException | None] = queue.SimpleQueue()
         self._changed = threading.Condition()  # guards what the network thread writes and the others read:
         self._connection = 0  # grows with each connection; a message belongs to one
+        self._forgotten_up_to = 0  # messages of connections up to this one are not sent again
+        self._up = False  # the broker takes acknowledgements, even before it has confirmed the subscription
         self._away_since: float | None = time.monotonic()  # None: connected and subscribed
         self._connected_at = 0.0
         self._fault: BaseException | None = None  # ended the network thread
-        self._denied: set[int] = set()  # publishes that the broker's ACL refused
+        self._receipts = Receipts()
         self._closing = False
-        self._client = client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5, manual_ack=True
-        )
+        self._ended = threading.Event()  # there is no network thread
+        self._ended.set()
+        self._client = client = _Client(self._network_thread_ended, client_id)
         if parts.username:
             client.username_pw_set(self.user, unquote(parts.password or ""))
         if parts.scheme == "mqtts":
@@ -114,13 +101,14 @@ class Link:
             client.will_set(will[0], will[1], qos=1)
         client.reconnect_delay_set(1, 5)
         client.max_inflight_messages_set(1000)
-        client.on_connect, client.on_disconnect, client.on_message = self._on_connect, self._on_disconnect, self._on_message
+        client.on_socket_open = _send_at_once
+        client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_subscribe, client.on_publish = self._on_subscribe, self._on_publish
+        client.on_message = self._on_message
         self._properties = _properties(PacketTypes.CONNECT)
         self._properties.SessionExpiryInterval = SESSION_EXPIRY_S if keep_session else 0
         self._properties.ReceiveMaximum = receive_maximum
         self._clean_start = not keep_session
-        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
     # ---------------------------------------------------------------------------------------------- life
     def __enter__(self) -> Self:
@@ -129,25 +117,36 @@ class Link:
             self._client.connect(
                 self.host, self.port, KEEPALIVE_S, clean_start=self._clean_start, properties=self._properties
             )
+        except (ssl.SSLCertVerificationError, UnicodeError) as error:  # no patience helps
+            raise SettingsError(f"broker {self.host}:{self.port}: {error}") from error
         except OSError as error:
             raise ServiceUnavailable(f"broker {self.host}:{self.port} does not answer: {error}") from error
-        self._thread.start()
+        self._ended.clear()
+        self._client.loop_start()
         with self._changed:
             self._changed.wait_for(lambda: self._fault or self._away_since is None, CONNECT_TIMEOUT_S)
-        if self._away_since is not None:
+        if self._fault is not None or self._away_since is not None:
             self.close()
             raise self._fault or ServiceUnavailable(f"broker {self.host}:{self.port} did not complete the connection")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(in_order=error is None)
 
-    def close(self) -> None:
-        """Leaves in order: no last will is sent, the session stays."""
+    def close(self, *, in_order: bool = True) -> None:
+        """Ends the connection; the session stays. In order: what was published arrives, and no last will is sent."""
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        while in_order and self.is_connected and (waiting := self._receipts.waiting()) and time.monotonic() < deadline:
+            waiting[0].settled.wait(deadline - time.monotonic())
         self._closing = True
-        self._client.disconnect()
-        if self._thread.is_alive():
-            self._thread.join(5)
+        self._client.disconnect(None if in_order else WITH_WILL)
+        self._ended.wait(CLOSE_TIMEOUT_S)
+        while not self._queue.empty():
+            left_over = self._queue.get()
+            if isinstance(left_over, Incoming):
+                left_over.discard()
 
     @property
     def is_connected(self) -> bool:
@@ -164,14 +163,8 @@ class Link:
         if self._fault is not None:
             raise self._fault
         if self._away_since is not None and time.monotonic() - self._away_since > self._outage_limit_s:
-            raise ServiceUnavailable(f"broker {self.host}:{self.port} was away for longer than {self._outage_limit_s:.0f} s")
+            raise ServiceUnavailable(f"broker {self.host}:{self.port} was away for over {self._outage_limit_s:.0f} s")
         return self._away_since is None
-
-    def _run(self) -> None:
-        try:
-            self._client.loop_forever()
-        except BaseException as error:  # a dead network thread must end the process, not leave it half alive
-            self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         """Has the iteration of messages raise `error`: how another thread's fault reaches the main thread."""
@@ -179,15 +172,33 @@ class Link:
         with self._changed:
             self._fault = self._fault or error
             self._changed.notify_all()
+        self._receipts.give_up()
+
+    def _network_thread_ended(self, error: BaseException | None) -> None:
+        """A dead network thread must end the process, not leave it half alive."""
+        if error is not None or not (self._closing or self._fault):
+            self.fail(error or RuntimeError("the network thread ended by itself"))
+        self._ended.set()
 
     # ------------------------------------------------------------------------------- callbacks, network thread
-    def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:
+    def _on_connect(
+        self, client: paho.Client, _data: Any, flags: paho.ConnectFlags, reason: ReasonCode, _properties: Any
+    ) -> None:
         if reason.is_failure:
             if str(reason) in REFUSED:  # anything else may pass: paho tries again
                 client.disconnect()
                 self.fail(SettingsError(f"broker {self.host}:{self.port} refuses account {self.user!r}: {reason}"))
             return
-        self._connection += 1
+        if self._closing:  # while paho was about to connect again
+            client.disconnect()
+            return
+        if not flags.session_present:
+            self._forgotten_up_to = self._connection
+            if self._connection and not self._clean_start:
+                log.warning("session lost broker=%s:%s: it has forgotten what it kept for us", self.host, self.port)
+        with self._changed:
+            self._connection += 1
+            self._up = True
         if self._subscribe:
             client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._subscribe])
         else:
@@ -208,25 +219,34 @@ class Link:
             self._changed.notify_all()
         self._on_ready()
 
-    def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:
+    def _on_disconnect(
+        self, client: paho.Client, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any
+    ) -> None:
         with self._changed:
             was_connected = self._away_since is None
+            self._up = False
             self._away_since = self._away_since or time.monotonic()
+        if str(reason) == TAKEN_OVER:  # to connect again would throw the other one out, and so on
+            client.disconnect()
+            self.fail(SettingsError(f"another process connected as {self.client_id!r}: does this daemon run twice?"))
+            return
         self._queue.put(None)  # wakes the iteration, which watches the limit from now on
         if was_connected and not self._closing:
             log.warning("disconnected broker=%s:%s reason=%s; reconnecting", self.host, self.port, reason)
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
         if reason.is_failure:
-            self._denied.add(mid)
+            log.error("publish refused packet_id=%d account=%s reason=%s", mid, self.user, reason)
+        self._receipts.acknowledged(mid, str(reason) if reason.is_failure else "")
 
     def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
         payload: bytes | Path = bytes(message.payload)  # no copy: it is bytes already
-        if self._spool is not None and len(message.payload) > SPOOL_OVER_BYTES:
-            # kept on disk from here on, so that many large payloads in flight do not add up in memory
-            with tempfile.NamedTemporaryFile(dir=self._spool, suffix=".zip", delete=False) as file:
-                file.write(message.payload)
-            payload = Path(file.name)
+        if self._spool is not None:  # kept on disk from here on: payloads in flight do not add up in memory
+            try:
+                payload = spool_payload(self._spool, message.payload)
+            except OSError as error:  # not acknowledged: it comes again when there is room
+                self.fail(ServiceUnavailable(f"cannot write to {self._spool}: {error.strerror}"))
+                return
         properties = message.properties
         self._queue.put(
             Incoming(
@@ -236,9 +256,8 @@ class Link:
                 hashlib.sha256(message.payload).hexdigest(),
                 getattr(properties, "ResponseTopic", None),
                 getattr(properties, "CorrelationData", None),
-                self,
-                message.mid,
                 self._connection,
+                partial(self._acknowledge, message.mid, self._connection),
             )
         )
 
@@ -283,37 +302,77 @@ class Link:
             return None
         if isinstance(item, BaseException):
             raise item
-        if item is not None and item._connection != self._connection:
+        if item is not None and self._forgotten_up_to < item.connection < self._connection:
             item.discard()
             return None
         return item
 
-    def acknowledge(self, mid: int, connection: int) -> None:
-        if connection == self._connection and self.is_connected:
-            self._client.ack(mid, 1)
+    def _acknowledge(self, mid: int, connection: int) -> None:
+        """Nothing is sent for a message of a lost connection, or of QoS 0, which has no packet id."""
+        with self._changed:  # or it may belong to the next connection by now, and to another message there
+            if mid and self._up and connection == self._connection:
+                self._client.ack(mid, 1)
 
     def publish(
         self, topic: str, payload: bytes, *, response_topic: str | None = None, expiry_s: int | None = None
-    ) -> paho.MQTTMessageInfo:
-        """Queues a QoS 1 publish and returns its receipt for `confirm`."""
+    ) -> Receipt:
+        """Queues a QoS 1 publish, returns its receipt for `confirm`. While the broker is away it is kept for later."""
         properties = _properties(PacketTypes.PUBLISH)
         if response_topic:
             properties.ResponseTopic = response_topic
         if expiry_s is not None:
             properties.MessageExpiryInterval = expiry_s
-        return self._client.publish(topic, payload, qos=1, properties=properties)
+        sent = self._client.publish(topic, payload, qos=1, properties=properties)
+        if sent.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:  # all packet ids are in use
+            raise ServiceUnavailable(f"broker {self.host}:{self.port}: too many messages wait for it")
+        return self._receipts.sent(sent.mid, topic)
 
-    def confirm(self, receipt: paho.MQTTMessageInfo, timeout_s: float = PUBLISH_TIMEOUT_S) -> None:
-        """Returns when the broker has acknowledged; ServiceUnavailable after the time."""
+    def confirm(self, receipt: Receipt, timeout_s: float = PUBLISH_TIMEOUT_S) -> None:
+        """Returns when the broker has it; ServiceUnavailable after the time, SettingsError where the ACL forbids it."""
+        if self._fault is None:
+            receipt.settled.wait(timeout_s)
+        broker = f"broker {self.host}:{self.port}"
+        if receipt.answer is None:
+            raise self._fault or ServiceUnavailable(f"{broker} did not acknowledge within {timeout_s:.0f} s")
+        if receipt.answer == NOT_AUTHORIZED:
+            raise SettingsError(f"account {self.user!r} may not write to {receipt.topic}; see the broker's ACL")
+        if receipt.answer:
+            raise ServiceUnavailable(f"{broker} refuses what was sent to {receipt.topic}: {receipt.answer}")
+
+
+class _Client(paho.Client):
+    """paho's client, but it tells how its network thread ended, and reads every message that a broker may pass on."""
+
+    def __init__(self, ended: Callable[[BaseException | None], None], client_id: str) -> None:
+        super().__init__(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5, manual_ack=True)
+        self._ended = ended
+
+    def loop_forever(self, *arguments: Any, **options: Any) -> MQTTErrorCode:
         try:
-            receipt.wait_for_publish(timeout_s)
-        except (RuntimeError, ValueError) as error:
-            raise ServiceUnavailable(f"broker {self.host}:{self.port}: {error}") from error
-        if receipt.mid in self._denied:
-            self._denied.discard(receipt.mid)
-            raise SettingsError(f"account {self.user!r} may not write there; see the broker's ACL")
-        if not receipt.is_published():
-            raise ServiceUnavailable(f"broker {self.host}:{self.port} did not acknowledge within {timeout_s:.0f} s")
+            code = super().loop_forever(*arguments, **options)
+        except BaseException as error:
+            self._ended(error)
+            return MQTTErrorCode.MQTT_ERR_UNKNOWN
+        self._ended(None)
+        return code
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        """paho 2.2 ends the connection at U+FEFF in a property, which MQTT allows. The broker would send that message
+        again for ever: anybody who may publish could stop a daemon for good. So it is read without its properties."""
+        try:
+            return super()._handle_publish()
+        except MalformedPacket:
+            packet = self._in_packet["packet"]
+            has_mid = self._in_packet["command"] & 0x06
+            start = 2 + int.from_bytes(packet[:2], "big") + (2 if has_mid else 0)
+            length, width = VariableByteIntegers.decode(packet[start : start + 4])  # type: ignore[no-untyped-call]
+            self._in_packet["packet"] = packet[:start] + b"\0" + packet[start + width + length :]
+            return super()._handle_publish()
+
+
+def _send_at_once(_client: Any, _data: Any, connection: Any) -> None:
+    """Without this an acknowledgement followed by a publish waits 40 ms for the broker's delayed ACK (Nagle)."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _properties(packet_type: int) -> Properties:

@@ -193,7 +193,7 @@ def _finite(literal: str) -> float:
 
 
 def _storable(value: Any) -> Any:
-    """`value` with every string of it, keys included, made storable: JSON can spell NUL and lone surrogates as escapes."""
+    """`value` with all its strings and keys made storable: JSON can spell NUL and lone surrogates as escapes."""
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, list):
@@ -204,7 +204,7 @@ def _storable(value: Any) -> Any:
 
 
 def _check(results: dict[str, Any]) -> tuple[float, float | None]:
-    """Score and maximum score. Numeric strings in `results` become numbers, and long outputs are shortened, in place."""
+    """Score and maximum score. In `results` itself numeric strings become numbers, and long outputs are shortened."""
     _check_output(results, "output")
     score = _number(results, "score", "score")
     _number(results, "execution_time", "execution_time")

@@ -1,10 +1,10 @@
 """One run of an autograder in a container: hostile code in, a report out.
 
-Theory of operation. The container is root inside, because autograders are, and nothing outside: no network unless asked for,
-the few capabilities that real autograders use, no new privileges, memory without swap, a share of the CPU, processes, open
-files and size of the file system limited. Entry point and command of the image are never used (Gradescope's harness is
-one of them). The submission goes in before the start; results.json comes out when every process is dead; the container
-itself is removed after the report has been used, off the critical path.
+Theory of operation. The container is root inside, because autograders are, and nothing outside: no network unless asked
+for, the few capabilities that real autograders use, no new privileges, memory without swap, a share of the CPU, and
+limits on processes, open files and the size of its files. Entry point and command of the image are never used
+(Gradescope's harness is one of them). The submission goes in before the start; results.json comes out when every
+process is dead; the container itself is removed after the report has been used, off the critical path.
 
 Two ways to fail. What the program inside does is a fact in the RunReport: its exit status, a timeout, out of memory, a
 results.json that cannot be used. What the engine fails to do is a SandboxError: no report, no score, try again.
@@ -13,7 +13,6 @@ results.json that cannot be used. What the engine fails to do is a SandboxError:
 import logging
 import resource
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,24 +22,25 @@ from typing import Any
 
 from greengrader import layer
 from greengrader.disk import DiskWatch
-from greengrader.engine import Answer, Engine, EngineRefused
+from greengrader.engine import Attached, Engine, EngineRefused
 from greengrader.errors import SandboxError
 from greengrader.limits import MEBIBYTE, Limits
+from greengrader.output import Output
 from greengrader.usage import Meter, cgroup_keys, remove_cgroup
 
 log = logging.getLogger("greengrader")
 
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "NET_BIND_SERVICE", "SETGID", "SETUID")
-"""All that adduser, chmod, su, runuser, sudo and `service mysql|ssh|apache2 start` need, found by leaving out the others."""
+"""What adduser, chmod, su, runuser, sudo and `service mysql|ssh|apache2 start` need; found by leaving out others."""
 
 LABEL_WORKER = "greengrader.worker"
 LABEL_RUN = "greengrader.run"
 LABEL_ATTEMPT = "greengrader.attempt"
 
 SHM_BYTES = 64 * MEBIBYTE  # of /dev/shm; counts as memory
-LOG_ON_DISK = {"max-size": "16m", "max-file": "2"}  # by far more than is kept, so that the head is there, too
 TICK_S = 1.0  # how often a run is looked at while it runs
-KILL_S = 30.0  # a killed container that is still there after this is the engine's fault
+OUTPUT_BYTES_PER_TICK = 64 * MEBIBYTE  # a program that prints faster has to wait, or it would keep our cores busy
+STOP_S = 30.0  # an ended container that is still there after this is the engine's fault
 
 
 class RunCancelled(SandboxError):
@@ -81,8 +81,8 @@ def run(
 ) -> Iterator[RunReport]:
     """The report of one run of `command` in a new container, which is removed when the `with` block is left.
 
-    `files` is a tar.gz for /autograder. Blocks until the program has ended or used up its time. Raises SandboxError when
-    the engine fails, and RunCancelled within about a second after `cancelled` is set.
+    `files` is a tar.gz for /autograder. Blocks until the program has ended or used up its time. Raises SandboxError
+    when the engine fails, and RunCancelled within about a second after `cancelled` is set.
     """
     meter = Meter(engine, _key(worker, run_id, attempt))
     config = _container(engine, image, command, limits, meter.cgroup_parent)
@@ -113,7 +113,7 @@ def reap_orphans(engine: Engine, worker: str, keep: set[tuple[int, int]]) -> int
 
 
 def _key(worker: str, run_id: int, attempt: int) -> str:
-    """Names the run among all that this machine's engine knows; several workers, each with its own hub, may share it."""
+    """Names the run among all on this engine, which several workers, each with a hub of its own, may share."""
     return f"{worker}.{run_id}-{attempt}"
 
 
@@ -144,7 +144,7 @@ def _container(
             {"Name": "nofile", "Soft": open_files, "Hard": open_files},
             {"Name": "fsize", "Soft": limits.disk_bytes, "Hard": limits.disk_bytes},
         ],
-        "LogConfig": {"Type": "json-file", "Config": LOG_ON_DISK},
+        "LogConfig": {"Type": "none"},  # nothing on disk: the output is taken as it comes
     }
     if cgroup_parent is not None:
         host["CgroupParent"] = cgroup_parent
@@ -166,7 +166,7 @@ def _container(
 
 
 def _create(engine: Engine, name: str, config: dict[str, Any]) -> str:
-    """The id of the new container. What stands in its way is cleared: a leftover of a crash, a quota that is refused."""
+    """The id of the new container. What stands in its way is cleared: a leftover of a crash, a refused quota."""
     for _ in range(3):
         try:
             created = engine.ask("create a container", "POST", "/containers/create", params={"name": name}, body=config)
@@ -188,16 +188,19 @@ def _execute(
     path = f"/containers/{container_id}"
     files_in_sight = layer.layer_of(engine, engine.ask("describe the container", "GET", f"{path}/json"))
     layer.put(engine, container_id, files_in_sight, files)
-    disk = DiskWatch(engine, container_id, files_in_sight, limits.disk_bytes)
-    if cancelled.is_set():
-        raise RunCancelled("the worker was told to stop")
-    engine.ask("start the container", "POST", f"{path}/start")
-    stopped_for = _await_exit(engine, container_id, limits, meter, disk, cancelled)
+    watch = _Watch(limits, meter, DiskWatch(engine, container_id, files_in_sight, limits.disk_bytes), cancelled)
+    output = Output(limits.log_bytes)
+    with engine.attach(container_id) as attached:
+        watch.raise_if_cancelled()
+        engine.ask("start the container", "POST", f"{path}/start")
+        stopped_for = _follow(engine, container_id, attached, output, watch)
     usage = meter.read()
     state = engine.ask("describe the container", "GET", f"{path}/json")["State"]
     if state["Error"]:
         raise SandboxError(f"the engine lost the container: {state['Error']}")
-    started_at, finished_at = datetime.fromisoformat(state["StartedAt"]), datetime.fromisoformat(state["FinishedAt"])
+    started_at = datetime.fromisoformat(state["StartedAt"])
+    # The engine notes the start after it, so that the end of a run of a few milliseconds may seem to come first.
+    finished_at = max(datetime.fromisoformat(state["FinishedAt"]), started_at)
     if stopped_for == _TOO_MUCH_DISK:
         problem = f"The run was stopped because its files grew beyond {limits.disk_bytes // MEBIBYTE:,} MiB"
         results = layer.Found(problem=problem)
@@ -209,7 +212,7 @@ def _execute(
         oom_killed=state["OOMKilled"],
         results=results.content,
         results_problem=results.problem,
-        output=_output(engine, container_id, limits.log_bytes),
+        output=bytes(output),
         started_at=started_at,
         finished_at=finished_at,
         wall_s=(finished_at - started_at).total_seconds(),
@@ -220,90 +223,78 @@ def _execute(
     )
 
 
+class _Watch:
+    """Looks after one run while it runs."""
+
+    def __init__(self, limits: Limits, meter: Meter, disk: DiskWatch, cancelled: Event) -> None:
+        self._limits, self._meter, self._disk, self._cancelled = limits, meter, disk, cancelled
+
+    def begin(self) -> None:
+        """The program has started: its time runs."""
+        self._deadline = time.monotonic() + self._limits.timeout_s
+        # Where samples are all there will be, short runs want to be seen, too.
+        self._samples, self._pause_s = not self._meter.is_exact, TICK_S if self._meter.is_exact else 0.05
+        self._next_tick = min(time.monotonic() + self._pause_s, self._deadline)
+
+    def seconds_to_tick(self) -> float:
+        return max(self._next_tick - time.monotonic(), 0.0)
+
+    def tick(self, container_id: str) -> str | None:
+        """Why the run has to end, None while it may go on; RunCancelled where the worker itself has to stop."""
+        if self._samples:
+            self._meter.sample(container_id)
+            self._pause_s = min(2 * self._pause_s, TICK_S)
+        now = time.monotonic()
+        self._next_tick = min(now + self._pause_s, self._deadline)
+        self.raise_if_cancelled()
+        if now >= self._deadline:
+            return _TIMED_OUT
+        return _TOO_MUCH_DISK if self._disk.exceeded() else None
+
+    def raise_if_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise RunCancelled("the worker was told to stop")
+
+    def pause(self) -> None:
+        """Waits for the next tick."""
+        self._cancelled.wait(self.seconds_to_tick())
+
+
 _TIMED_OUT = "timed out"
 _TOO_MUCH_DISK = "too much disk"
 
 
-def _await_exit(
-    engine: Engine, container_id: str, limits: Limits, meter: Meter, disk: DiskWatch, cancelled: Event
-) -> str | None:
-    """Returns once every process is dead: None where it ended by itself, else why it was stopped."""
-    deadline = time.monotonic() + limits.timeout_s
-    exact = meter.is_exact
-    tick_s = TICK_S if exact else 0.05
+def _follow(engine: Engine, container_id: str, attached: Attached, output: Output, watch: _Watch) -> str | None:
+    """Takes the output until every process is dead: None where the run ended by itself, else why it was stopped."""
+    watch.begin()
     stopped_for = None
+    taken_bytes = 0  # since the last tick
     while stopped_for is None:
-        if _exits_within(engine, container_id, min(tick_s, deadline - time.monotonic())):
-            return None
-        if not exact:
-            meter.sample(container_id)
-            tick_s = min(2 * tick_s, TICK_S)  # short runs want to be seen, too
-        if cancelled.is_set():
-            raise RunCancelled("the worker was told to stop")
-        if time.monotonic() >= deadline:
-            stopped_for = _TIMED_OUT
-        elif disk.exceeded():
-            stopped_for = _TOO_MUCH_DISK
+        if watch.seconds_to_tick() == 0.0:
+            stopped_for, taken_bytes = watch.tick(container_id), 0
+        elif taken_bytes >= OUTPUT_BYTES_PER_TICK:
+            watch.pause()
+        elif (piece := attached.read(watch.seconds_to_tick())) == b"":
+            break  # the last process that could print has ended
+        elif piece is not None:
+            output.feed(piece)
+            taken_bytes += len(piece)
+    if stopped_for is not None:
+        _kill(engine, container_id)
+    try:
+        engine.ask("stop the container", "POST", f"/containers/{container_id}/wait", timeout_s=STOP_S)
+    finally:
+        while piece := attached.read(0.0):  # what was on its way when it was killed
+            output.feed(piece)
+    return stopped_for
+
+
+def _kill(engine: Engine, container_id: str) -> None:
     try:
         engine.ask("kill the container", "POST", f"/containers/{container_id}/kill")
     except EngineRefused as refused:
         if refused.status != 409:  # 409: it ended in this moment
             raise
-    if not _exits_within(engine, container_id, KILL_S):
-        raise SandboxError(f"a killed container is still there after {KILL_S:.0f} s")
-    return stopped_for
-
-
-def _exits_within(engine: Engine, container_id: str, seconds: float) -> bool:
-    """True as soon as the container has stopped, False after the time."""
-    if seconds <= 0:
-        return False
-    until = time.monotonic() + seconds
-    try:
-        engine.ask("wait for the container", "POST", f"/containers/{container_id}/wait", timeout_s=seconds)
-    except EngineRefused:
-        raise
-    except SandboxError:
-        if time.monotonic() < until:
-            raise
-        return False
-    return True
-
-
-def _output(engine: Engine, container_id: str, max_bytes: int) -> bytes:
-    """What the container printed; beyond the limit its head and tail around a line that says how much is missing."""
-    query = {"stdout": "true", "stderr": "true"}
-    with engine.stream("read the log", "GET", f"/containers/{container_id}/logs", params=query) as answer:
-        head, tail, size = bytearray(), deque[bytes](), 0
-        tail_bytes = 0
-        for text in _frames(answer):
-            size += len(text)
-            taken = max_bytes // 2 - len(head)
-            head += text[:taken]
-            tail.append(text[taken:])
-            tail_bytes += len(tail[-1])
-            while tail and tail_bytes - len(tail[0]) >= max_bytes // 2:
-                tail_bytes -= len(tail.popleft())
-    if size <= max_bytes:
-        return bytes(head) + b"".join(tail)
-    left = b"".join(tail)[-(max_bytes // 2) :]
-    missing = size - len(head) - len(left)
-    return bytes(head) + f"\n[... {missing:,} bytes left out ...]\n".encode() + left
-
-
-def _frames(answer: Answer) -> Iterator[bytes]:
-    """The pieces of a container's output: 8 bytes of header, the last four of which are the length, then the piece."""
-    buffer = bytearray()
-    for chunk in answer.chunks():
-        buffer += chunk
-        begin = 0
-        while len(buffer) - begin >= 8:
-            end = begin + 8 + int.from_bytes(buffer[begin + 4 : begin + 8], "big")
-            if end > len(buffer):
-                break
-            yield bytes(buffer[begin + 8 : end])
-            begin = end
-        del buffer[:begin]
 
 
 def _remove(engine: Engine, container: str) -> None:

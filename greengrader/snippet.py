@@ -1,10 +1,10 @@
 """The fork snippet, recognised in a run_autograder and cut out: an image with it would submit every run again.
 
-Two forms are known: the guarded one, between the marker lines `# >>> GreenGrader` and `# <<< GreenGrader`, and the plain
-one of the README, which has no marks. The plain one is recognised line by line. Lines of a known shape that follow each
-other, with nothing but blank lines, comments and changes of folder in between, are the snippet if one of them publishes
-gradescope_data.zip. Everything else stays as it is. What escapes this (a snippet wrapped in conditions, or rewritten)
-finds a mosquitto_pub in the image that does nothing.
+Two forms are known: the guarded one, between the marks `# >>> GreenGrader` and `# <<< GreenGrader`, and the README's
+plain one, which has no marks and is recognised line by line. Lines of a known shape that follow each other, with only
+blank lines, comments and changes of folder in between, are the snippet if one of them publishes gradescope_data.zip.
+Everything else stays as it is. What escapes this (a snippet wrapped in conditions, or rewritten) finds a mosquitto_pub
+in the image that does nothing.
 """
 
 import re
@@ -52,11 +52,13 @@ def cut_fork_snippet(script: bytes) -> tuple[bytes, bool]:
         elif wants_command:
             kept.append(b":")
             wants_command = False
+    if kept and len(lines) - 1 in cut:
+        kept.append(b"")  # the line before the snippet keeps its end
     return b"\n".join(kept), bool(cut)
 
 
 def to_unix(script: bytes) -> bytes:
-    """The script as dos2unix leaves it: plain line ends, no byte order mark (either keeps the kernel from running it)."""
+    """The script as dos2unix leaves it; with a byte order mark, or CR at line ends, the kernel would not run it."""
     return script.removeprefix(_BYTE_ORDER_MARK).replace(b"\r\n", b"\n")
 
 
@@ -110,6 +112,8 @@ def _inside(block: list[tuple[range, _Shape]]) -> Iterator[int]:
 
 
 def _line_shape(text: str) -> _Shape:
+    if text.lstrip().startswith("#"):
+        return _Shape.passes
     try:
         shapes = [_command_shape(words, files) for words, files in _commands(_COMMENT_AT_END.sub("", text))]
     except ValueError:  # a quote that is not closed on this line

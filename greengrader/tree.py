@@ -57,13 +57,9 @@ def file_node(path: str, content: bytes, *, mode: int = 0o644, modified_s: int =
 
 
 def folder(archive: Archive, prefix: str) -> list[Node]:
-    """What lies below the folder `prefix` of the archive, sorted by path, links checked."""
+    """What lies below the folder `prefix` of the archive ("": all), sorted by path, links checked."""
     links = read_links(archive, prefix)
-    nodes = []
-    for entry in archive.entries.values():
-        if entry.name.startswith(f"{prefix}/"):
-            path = entry.name[len(prefix) + 1 :]
-            nodes.append(_node(archive, entry, path, links.get(path, "")))
+    nodes = [_node(archive, entry, path, links.get(path, "")) for path, entry in _below(archive, prefix)]
     return sorted(nodes, key=lambda node: node.path)
 
 
@@ -86,21 +82,30 @@ def read_links(archive: Archive, prefix: str) -> dict[str, str]:
     if root and root.kind is not Kind.directory:
         raise PayloadRejected(f"{shown(prefix)} is no folder but a {root.kind}.")
     links = {}
-    for entry in archive.entries.values():
-        if entry.kind is Kind.link and entry.name.startswith(f"{prefix}/"):
-            target = archive.read(entry, archive.limits.name_bytes)
+    for path, entry in _below(archive, prefix):
+        if entry.kind is Kind.link:
+            raw_target = archive.read(entry, archive.limits.name_bytes)
             try:
-                links[entry.name[len(prefix) + 1 :]] = target.decode()
+                links[path] = raw_target.decode()
             except UnicodeDecodeError as error:
                 raise PayloadRejected(f"The target of the symbolic link {shown(entry.name)} is not UTF-8.") from error
     steps = iter(range(LINK_STEPS))
     for path, target in links.items():
+        link = f"The symbolic link {shown(f'{prefix}/{path}' if prefix else path)}"
         if not target or "\0" in target:
-            raise PayloadRejected(f"The symbolic link {shown(f'{prefix}/{path}')} has no valid target.")
+            raise PayloadRejected(f"{link} has no valid target.")
         if _leads_out(path, links, steps):
-            where = f"to {shown(target)}, outside of {shown(prefix)}"
-            raise PayloadRejected(f"The symbolic link {shown(f'{prefix}/{path}')} points {where}.")
+            place = shown(prefix) if prefix else "the zip"
+            raise PayloadRejected(f"{link} points to {shown(target)}, which leads out of {place}.")
     return links
+
+
+def _below(archive: Archive, prefix: str) -> Iterator[tuple[str, Entry]]:
+    """Paths relative to the folder `prefix`, and the entries there."""
+    start = f"{prefix}/" if prefix else ""
+    for name, entry in archive.entries.items():
+        if name.startswith(start):
+            yield name[len(start) :], entry
 
 
 def _leads_out(path: str, links: dict[str, str], steps: Iterator[int]) -> bool:

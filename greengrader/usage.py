@@ -2,11 +2,12 @@
 
 A container's own cgroup vanishes in the moment of its exit, and its totals with it. So each run gets a parent cgroup of
 its own (`cgroup_parent`), which the engine creates, which outlives the container and adds up everything that ran below
-it: exact for a run of any length, and two runs at once do not mix. The engine's own start of the container (runc,
-some 20 ms of CPU time, 10 MB) runs in the same group and is counted. Peak memory includes the page cache, as the limit does.
+it: exact for a run of any length, and two runs at once do not mix. The engine's own start of the container (runc, some
+20 ms of CPU time and 4 MB) happens in the same group and is counted. Peak memory includes the page cache, as the
+limit does.
 
-That needs an engine on this machine that manages cgroups itself (driver `cgroupfs`). Elsewhere the engine's statistics are
-sampled while the container runs, and the end of the run after the last sample is missing from the totals.
+That needs an engine on this machine that manages cgroups itself (driver `cgroupfs`). Elsewhere the engine's statistics
+are sampled while the container runs, and what it used after the last sample is missing from the totals.
 """
 
 import logging

@@ -9,6 +9,7 @@ import itertools
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg2
@@ -44,6 +45,13 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 @pytest.fixture
 def database(postgres: Postgres) -> Iterator[str]:
     """URL of a database of the test's own, with the schema in it."""
+    with fresh_database(postgres) as url:
+        yield url
+
+
+@contextmanager
+def fresh_database(postgres: Postgres) -> Iterator[str]:
+    """URL of a clone of the template, dropped at the end."""
     base, template = postgres.url.rsplit("/", 1)
     name = f"test_{os.getpid()}_{next(_names)}"
     _administer(base, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
@@ -106,7 +114,11 @@ class LinkOf:
 def docker_engine() -> str:
     """Version of the container engine that answers."""
     asked = subprocess.run(
-        ["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, timeout=20, check=False
+        ["docker", "version", "--format", "{{.Server.Version}}"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
     )
     if asked.returncode != 0:
         reason = f"no container engine answers: {asked.stderr.strip().splitlines()[-1:]}"

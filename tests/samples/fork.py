@@ -70,9 +70,8 @@ def build(sample: Path, snippet: str) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         _source(sample, snippet, Path(scratch))
         shutil.copy(HERE / "gradescope/Dockerfile", scratch)
-        return _build_image(
-            Path(scratch), "Dockerfile", base=_gradescope_image(os.environ.get("GREENGRADER_BASE_IMAGE") or BASE_IMAGE)
-        )
+        base = os.environ.get("GREENGRADER_BASE_IMAGE") or BASE_IMAGE
+        return _build_image(Path(scratch), "Dockerfile", base=_gradescope_image(base))
 
 
 def fork(
@@ -98,9 +97,8 @@ def fork(
     memory = [f"--memory={MEMORY}", f"--memory-swap={MEMORY}"]
     _docker("create", "--name", container, "--label", LABEL, "--network", "host", "--init", *memory, *settings, image)
     try:
-        _docker(
-            "cp", "-", f"{container}:/autograder", stdin=_submission_tar(sample / "submissions" / submission, about)
-        )
+        files = _submission_tar(sample / "submissions" / submission, about)
+        _docker("cp", "-", f"{container}:/autograder", stdin=files)
         started = time.monotonic()
         _docker("start", container)
         exit_status = int(_docker("wait", container))
@@ -136,15 +134,18 @@ def _source(sample: Path, snippet: str, folder: Path) -> Path:
 
 @functools.cache
 def _gradescope_image(base: str) -> str:
-    return _build_image(HERE / "gradescope", "Dockerfile.base", base=base)
+    image = _build_image(HERE / "gradescope", "Dockerfile.base", base=base)
+    _docker("tag", image, "greengrader/gradescope-like")
+    # A snippet holds its broker's port, so a test session makes images of its own; an hour later they are nobody's.
+    _docker("image", "prune", "--force", "--filter", f"label={LABEL}", "--filter", "until=1h")
+    return image
 
 
 def _build_image(context: Path, dockerfile: str, *, base: str) -> str:
     # The classic builder is part of every engine; its successor is a plugin that Debian does not install.
     # Host network: setup.sh installs packages, and reaches what this machine reaches.
     options = ["--quiet", "--network", "host", "--label", LABEL, "--build-arg", f"BASE={base}"]
-    built = _docker("build", *options, "--file", str(context / dockerfile), str(context))
-    return built.decode().strip()
+    return _docker("build", *options, "--file", str(context / dockerfile), str(context)).decode().strip()
 
 
 def _docker(*arguments: str, stdin: bytes | None = None) -> bytes:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -128,6 +130,14 @@ def test_a_snippet_that_is_not_there_or_has_no_place_for_a_setting(readme: Path)
     readme.write_text(README.replace("PORT", "1883"))
     with pytest.raises(LookupError, match="no place for PORT"):
         readme_snippet("plain", "127.0.0.1", 1884, "submit", "secret")
+
+
+@pytest.mark.parametrize("name", ["plain", "acknowledged"])
+def test_readmes_snippets_are_bash_with_nothing_left_to_fill_in(name: str) -> None:
+    filled = readme_snippet(name, "127.0.0.1", 1884, "submit", "secret")
+    assert subprocess.run(["bash", "-n"], input=filled, text=True, check=False).returncode == 0
+    assert "secret" in filled and "1884" in filled
+    assert not re.search(r"(?<![$\w])(HOST|PORT|USER|PASSWORD)(?!=)\b|=\.\.\.", filled)
 
 
 def test_metadata_is_gradescopes() -> None:

@@ -1,0 +1,78 @@
+"""One line of the table, and how the figures in it come about: rounds, interleaved with their reference, and medians."""
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+MEGABYTE = 1_000_000
+
+HEADINGS = ("what", "measured", "reference, same run", "ratio", "bar", "met")
+
+
+class NotMeasured(Exception):
+    """Something went wrong that is no slowness: there is no figure."""
+
+
+class LeftOut(Exception):
+    """This machine lacks what the benchmark needs, as its text says."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A line of the table. `met` is None where there is no bar: the line is for information."""
+
+    what: str
+    measured: str
+    reference: str = ""
+    ratio: str = ""
+    bar: str = ""
+    met: bool | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        met = "" if self.met is None else "met" if self.met else "NOT MET"
+        return (self.what, self.measured, self.reference, self.ratio, self.bar, met)
+
+
+def rate_figure(what: str, unit: str, measured: Sequence[float], reference: Sequence[float], bar: float) -> Figure:
+    """Medians of two rates in `unit` and their ratio against the least that is wanted of it."""
+    ours, theirs = statistics.median(measured), statistics.median(reference)
+    return Figure(
+        what,
+        f"{ours:,.1f} {unit} ({spread(measured)})",
+        f"{theirs:,.1f} {unit} ({spread(reference)})",
+        f"{ours / theirs:.0%}",
+        f">= {bar:.0%}",
+        ours / theirs >= bar,
+    )
+
+
+def spread(values: Sequence[float]) -> str:
+    """Smallest to largest, as a remark."""
+    return f"{min(values):,.3g}..{max(values):,.3g}" if max(values) < 1000 else f"{min(values):,.0f}..{max(values):,.0f}"
+
+
+def interleaved(
+    name: str, rounds: int, measure: Callable[[int], float], refer: Callable[[int], float]
+) -> tuple[list[float], list[float]]:
+    """The values of both, taken in turn, so that a noisy neighbour disturbs both alike; each gets the round's number."""
+    measured, reference = [], []
+    for number in range(rounds):
+        reference.append(refer(number))
+        measured.append(measure(number))
+        progress(f"{name}: round {number + 1} of {rounds}: {measured[-1]:,.3f} against {reference[-1]:,.3f}")
+    return measured, reference
+
+
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """The figures under their headings, columns aligned."""
+    rows = [HEADINGS, *(figure.cells() for figure in figures)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = tuple("-" * width for width in widths)
+    lines = chain([rows[0], rule], rows[1:])
+    return "\n".join("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in lines)
