@@ -16,6 +16,7 @@ import argparse
 import logging
 import os
 import queue
+import secrets
 import shutil
 import socket
 import threading
@@ -85,6 +86,8 @@ class Worker:
     def __init__(self, name: str, settings: Settings) -> None:
         self.name, self.settings = name, settings
         self.state = settings.state_dir / f"worker-{name}"
+        self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.engine_name = engine_name(name, self.state)
         self.outbox = Outbox(self.state / "outbox")
         self.sources = self.state / "autograders"
         self.sources.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -101,7 +104,7 @@ class Worker:
         """Connects the engine, removes containers of an earlier life, starts the threads."""
         self.link = link
         self.images = Images.connect(self.settings, self.state)
-        reaped = sandbox.reap_orphans(self.images.engine, self.name, set())
+        reaped = sandbox.reap_orphans(self.images.engine, self.engine_name, set())
         if reaped:
             log.warning("orphans removed containers=%d", reaped)
         self.images.collect_garbage()
@@ -244,7 +247,7 @@ class Worker:
         limits = job.limits(self.settings.run_limits())
         with sandbox.run(
             self.images.engine, image.reference, image.command, limits, job.parts.get("files", b""),
-            run_id=job.run_id, attempt=job.attempt, worker=self.name, cancelled=self.killed,
+            run_id=job.run_id, attempt=job.attempt, worker=self.engine_name, cancelled=self.killed,
         ) as report:  # fmt: skip
             self.finish(job, result_of(job, image, limits, report))
 
@@ -284,6 +287,15 @@ class Worker:
     def let_go(self, job: Job) -> None:
         with self.lock:
             self.held.pop((job.run_id, job.attempt), None)
+
+
+def engine_name(worker: str, state: Path) -> str:
+    """The worker's name among all that use this engine: a stack under test has a worker-1 as well, and must never take
+    our containers for its own orphans. Made once, kept in the state folder."""
+    path = state / "engine-name"
+    if not path.exists():
+        path.write_text(f"{worker}-{secrets.token_hex(4)}", encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 def result_of(job: Job, image: BuiltImage, limits: Limits, report: sandbox.RunReport) -> Result:

@@ -13,6 +13,7 @@ Exit codes: 0 stopped by SIGTERM · 1 bug · 2 settings · 3 Postgres or broker 
 
 import argparse
 import logging
+import time
 from typing import Any
 
 from greengrader import config, daemon, results
@@ -22,12 +23,14 @@ from greengrader.daemon import Outage, Stop
 from greengrader.db import ResultContext, Store
 from greengrader.errors import GreenGraderError, MessageInvalid, ServiceUnavailable
 from greengrader.messages import (
+    MARKS,
     RESULTS,
     WORKERS,
     Accepted,
     Failed,
     Gone,
     Heartbeat,
+    Mark,
     Message,
     OfAttempt,
     Registration,
@@ -64,8 +67,7 @@ def main(argv: list[str], stop: Stop) -> int:
                 try:
                     for message in batch:
                         receiver.receive(message)
-                    if not batch:
-                        receiver.catch_up()
+                    receiver.mark()
                     break
                 except ServiceUnavailable as error:
                     outage.wait(error)
@@ -79,6 +81,7 @@ class Receiver:
     def __init__(self, store: Store, link: Link, settings: Settings) -> None:
         self.store, self.link, self.settings = store, link, settings
         self.strangers: set[str] = set()  # workers that nobody registered: one warning each
+        self.marked_at = 0.0  # monotonic seconds
 
     def receive(self, incoming: Incoming) -> None:
         """Stores one message, then acknowledges it. A malformed one is logged and acknowledged: it would come for ever."""
@@ -118,6 +121,8 @@ class Receiver:
             case Gone():
                 self.store.lose_worker(worker)
                 log.warning("worker gone worker=%s", worker)
+            case Mark() if incoming.topic == MARKS:
+                self.store.receiver_caught_up(message.at)
             case _:
                 raise MessageInvalid(f"a worker does not send messages of kind {message.kind}")
 
@@ -181,11 +186,13 @@ class Receiver:
         if incoming.response_topic is not None and may_reply_to(incoming.response_topic):
             self.link.publish(incoming.response_topic, reply.encode(), expiry_s=60)
 
-    def catch_up(self) -> None:
-        """Nothing waits: silence of a worker means silence from now on. Not right after a reconnect, when the workers
-        are only about to reconnect as well."""
-        if self.link.connected_s > self.settings.worker_silent_s:
-            self.store.receiver_caught_up()
+    def mark(self) -> None:
+        """Sends a mark now and then. It comes back behind all that waits in the broker: then a worker that was not heard of
+        before the mark was silent. Not right after a reconnect, when the workers are only about to reconnect as well."""
+        now = time.monotonic()
+        if now - self.marked_at > IDLE_S and self.link.connected_s > self.settings.worker_silent_s:
+            self.marked_at = now
+            self.link.publish(MARKS, Mark(at=self.store.now()).encode(), expiry_s=60)
 
 
 def row_of(message: Result, worker: str, context: ResultContext, settings: Settings) -> dict[str, Any]:

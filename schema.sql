@@ -155,7 +155,7 @@ CREATE TABLE IF NOT EXISTS workers (
     registered_at timestamptz NOT NULL DEFAULT now()
 );
 
--- When the receiver had last read everything that workers had sent. A lease ends only if its worker stayed silent
+-- Until when the receiver has read everything that workers had sent. A lease ends only if its worker stayed silent
 -- up to such a moment: while receiver or broker are away nobody's silence means anything.
 CREATE TABLE IF NOT EXISTS receiver_progress (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
@@ -279,7 +279,7 @@ CREATE OR REPLACE FUNCTION tell_run_transition() RETURNS trigger LANGUAGE plpgsq
 BEGIN
     INSERT INTO run_events (run_id, from_state, to_state, attempt, worker, reason)
     VALUES (NEW.run_id, CASE WHEN TG_OP = 'UPDATE' THEN OLD.state END, NEW.state, NEW.attempt, NEW.worker,
-            CASE WHEN NEW.state = 'placed' THEN NEW.placement_reason ELSE NEW.error END);
+            CASE NEW.state WHEN 'placed' THEN NEW.placement_reason WHEN 'running' THEN NULL ELSE NEW.error END);
     PERFORM pg_notify('greengrader_runs', NEW.state || ' ' || NEW.run_id);
     RETURN NULL;
 END $$;
@@ -444,8 +444,9 @@ RETURNS SETOF bigint LANGUAGE sql AS $$
         RETURNING run_id;
 $$;
 
-CREATE OR REPLACE FUNCTION receiver_caught_up() RETURNS void LANGUAGE sql AS $$
-    INSERT INTO receiver_progress (caught_up_at) VALUES (now()) ON CONFLICT (only_row) DO UPDATE SET caught_up_at = now();
+CREATE OR REPLACE FUNCTION receiver_caught_up(at timestamptz) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO receiver_progress AS p (caught_up_at) VALUES (at)
+        ON CONFLICT (only_row) DO UPDATE SET caught_up_at = greatest(p.caught_up_at, at);
 $$;
 
 CREATE OR REPLACE FUNCTION register_worker(registration jsonb) RETURNS void LANGUAGE sql AS $$
@@ -493,8 +494,14 @@ END $$;
 -- ------------------------------------------------------------------------------------------------------- staff
 -- Changes the given columns; queued runs follow. An unknown column is refused by its name.
 CREATE OR REPLACE FUNCTION set_assignment(the_assignment bigint, changes jsonb) RETURNS SETOF assignments LANGUAGE plpgsql AS $$
-DECLARE changed assignments;
+DECLARE changed assignments; unknown text;
 BEGIN
+    SELECT string_agg(key, ', ') INTO unknown FROM jsonb_object_keys(changes) AS key
+        WHERE key NOT IN ('backend', 'base_image', 'cpus', 'memory_bytes', 'timeout_s', 'network', 'priority', 'max_delay_s',
+                          'deadline', 'autograder_digest');
+    IF unknown IS NOT NULL THEN
+        RAISE EXCEPTION 'an assignment has no setting %', unknown USING ERRCODE = 'undefined_column';
+    END IF;
     INSERT INTO assignments (assignment_id) VALUES (the_assignment) ON CONFLICT DO NOTHING;
     SELECT * INTO changed FROM assignments WHERE assignment_id = the_assignment FOR UPDATE;
     changed := jsonb_populate_record(changed, changes);

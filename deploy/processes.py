@@ -41,8 +41,8 @@ class Detached:
         """Its pid while it runs, else None."""
         try:
             pid = int(self.pid_file.read_text())
-            if pid in _children:
-                return pid if _children[pid].poll() is None else None
+            if pid in _children and _children[pid].poll() is not None:
+                return None
             command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
         except (OSError, ValueError):
             return None

@@ -187,7 +187,8 @@ class Stack:
         say("gradescope", f"graded and published in {forked.seconds:.1f} s")
         command = [sys.executable, "-m", "greengrader", "status", str(submission_id), "--follow"]
         known = daemons.environment(self.settings, **values)
-        return subprocess.run(command, cwd=self.state, env=known, check=False).returncode
+        with step("greengrader", "building the autograder's image, if it is new, and running it"):
+            return subprocess.run(command, cwd=self.state, env=known, check=False).returncode
 
 
 @contextlib.contextmanager

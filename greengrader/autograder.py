@@ -150,11 +150,11 @@ def template() -> bytes:
 
 
 def _is_from_run(payload: Payload) -> Callable[[Node], bool]:
-    """Whether a node was modified during Gradescope's run; files dated the second that it began are not."""
+    """Whether a node was modified during Gradescope's run; a zip's times are whole seconds, so the first one counts."""
     began_s = payload.metadata_written_at.timestamp()
     packed_s = payload.packed_at.timestamp() if payload.packed_at else began_s
     ended_s = packed_s if packed_s > began_s else float("inf")
-    return lambda node: began_s < node.modified_s <= ended_s
+    return lambda node: began_s <= node.modified_s <= ended_s
 
 
 def _copies(source: list[Node], submission: list[Node]) -> set[str]:

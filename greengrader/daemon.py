@@ -132,10 +132,20 @@ def run(main: Callable[[list[str], Stop], int]) -> NoReturn:
     except GreenGraderError as error:
         log.error("%s", error)
         code = error.exit_code
-    except BrokenPipeError:  # `greengrader status | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except Exception:
-        log.exception("bug: this should not happen; please report it with these lines")
-        code = 1
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            code = 0
+        else:
+            log.exception("bug: this should not happen; please report it with these lines")
+            code = 1
     sys.exit(code)
+
+
+def _nobody_reads() -> bool:
+    """`greengrader status | head`: our output's reader has left. Then drops what is still to be written."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

@@ -28,10 +28,12 @@ SCHEMA_VERSION = 1
 SCHEMA = Path(__file__).resolve().parent.parent / "schema.sql"
 RUNS_CHANNEL = "greengrader_runs"  # "STATE RUN_ID"
 WORKERS_CHANNEL = "greengrader_workers"
+URL_SHAPE = "GREENGRADER_DATABASE_URL must look like postgresql://user:password@host:port/database"
 SLICE_BYTES = 4 * 1024 * 1024
 # one row of two columns, PostgreSQL's binary COPY format: signature, flags, extension; then per row its fields
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
 COPY_TRAILER = struct.pack("!h", -1)
+TOO_LARGE = "54"  # SQLSTATE class "program limit exceeded": the driver takes it for an outage, but no later try can help
 SETTINGS_FAULTS = re.compile(r"authentication failed|does not exist|no pg_hba.conf entry|invalid (dsn|connection|port)")
 
 Row = TypeVar("Row")
@@ -163,7 +165,11 @@ class Store:
 
     def apply_schema(self) -> None:
         """Brings an empty database to SCHEMA_VERSION; SchemaMismatch where it holds another version."""
-        self._query(SCHEMA.read_text(encoding="utf-8"))
+        try:
+            self._query(SCHEMA.read_text(encoding="utf-8"))
+        except GreenGraderError:  # the script's transaction is still open
+            self.close()
+            raise
 
     def schema_version(self) -> int | None:
         """What version of schema.sql the database holds; None where it has no tables of GreenGrader yet."""
@@ -345,7 +351,10 @@ class Store:
 
     def finish_run(self, run_id: int, attempt: int, worker: str | None, result: dict[str, Any]) -> bool:
         """Stores the result and closes the run; False: it is no longer this worker's, nothing is stored."""
-        sent = [run_id, attempt, worker, json.dumps(result, allow_nan=False)]
+        try:
+            sent = [run_id, attempt, worker, json.dumps(result, allow_nan=False)]
+        except ValueError as error:
+            raise GreenGraderError(f"run {run_id}: the result holds a number that is none: {error}") from error
         return bool(self._query("SELECT 1 FROM finish_run(%s, %s, %s, %s)", sent))
 
     def fail_run(
@@ -397,9 +406,15 @@ class Store:
     def lose_worker(self, worker: str) -> None:
         self._query("SELECT lose_worker(%s)", [worker])
 
-    def receiver_caught_up(self) -> None:
-        """Everything that workers had sent until now is stored: leases that ended before may be taken back."""
-        self._query("SELECT receiver_caught_up()")
+    def now(self) -> datetime:
+        """The database's clock, the only one for leases."""
+        moment = self._scalar("SELECT clock_timestamp()")
+        assert isinstance(moment, datetime)
+        return moment
+
+    def receiver_caught_up(self, at: datetime) -> None:
+        """Everything that workers had sent until then is stored: leases that ended before may be taken back."""
+        self._query("SELECT receiver_caught_up(%s)", [at])
 
     # --------------------------------------------------------------------------------------------- the operator
     def drain_worker(self, worker: str, draining: bool) -> bool:
@@ -449,6 +464,8 @@ class Store:
                     self._url, application_name=self._application, connect_timeout=5, keepalives_idle=10,
                     keepalives_interval=5, keepalives_count=3, tcp_user_timeout=20_000,
                 )  # fmt: skip
+            except psycopg2.ProgrammingError as error:  # its text quotes the URL, password and all
+                raise SettingsError(URL_SHAPE) from error
             except psycopg2.Error as error:
                 text = " ".join(str(error).split())
                 if SETTINGS_FAULTS.search(text):
@@ -464,15 +481,19 @@ class Store:
         """Turns the driver's errors into ours; a broken connection is dropped, so that the next call makes a new one."""
         try:
             yield
-        except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
-            self.close()
-            raise ServiceUnavailable(f"Postgres went away: {' '.join(str(error).split())}") from error
         except psycopg2.errors.ObjectNotInPrerequisiteState as error:
             raise SchemaMismatch(str(error).splitlines()[0]) from error
+        except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+            if (error.pgcode or "").startswith(TOO_LARGE):
+                raise GreenGraderError(f"Postgres cannot hold this: {' '.join(str(error).split())}") from error
+            self.close()
+            raise ServiceUnavailable(f"Postgres went away: {' '.join(str(error).split())}") from error
         except psycopg2.errors.UndefinedTable as error:
             raise SchemaMismatch("the database has no tables of GreenGrader yet: `psql -f schema.sql` first") from error
         except psycopg2.DatabaseError as error:
             raise GreenGraderError(f"Postgres refuses: {' '.join(str(error).split())}") from error
+        except ValueError as error:  # the driver's own: NUL or half a surrogate pair in a text
+            raise GreenGraderError(f"Postgres cannot hold this: {error}") from error
 
     @contextmanager
     def _cursor(self) -> Iterator[psycopg2.extensions.cursor]:

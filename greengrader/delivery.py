@@ -17,7 +17,6 @@ class Incoming:
     digest: str  # SHA-256 hex of the payload
     response_topic: str | None
     correlation_data: bytes | None
-    connection: int  # number of the connection that it came with
     _acknowledge: Callable[[], None]
 
     @property

@@ -259,6 +259,10 @@ class Attached:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Takes nothing more: what the program prints from here on is thrown away, and it need not wait."""
         self._stream.close()
 
     def read(self, timeout_s: float) -> bytes | None:

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from greengrader.errors import MessageInvalid
 from greengrader.limits import MEBIBYTE, Limits
@@ -25,10 +25,24 @@ SUBMISSIONS = "submissions"
 RESULTS = "results/+"
 WORKERS = "workers/+/+"
 REPLY_PREFIX = "replies/"
+MARKS = "workers/hub/mark"  # below WORKERS, so that marks queue behind everything else; workers may not write there
+
+TEXT_MAX = 1000
+
+
+def _fit(text: object) -> object:
+    """The text as Postgres can hold it, cut to TEXT_MAX: a report must not fail for what an engine wrote into it."""
+    if not isinstance(text, str):
+        return text
+    return text[:TEXT_MAX].replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
 
 RunId = Annotated[int, Field(ge=1, le=RUN_ID_MAX)]
+Attempt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-ShortText = Annotated[str, Field(max_length=1000)]
+ShortText = Annotated[str, BeforeValidator(_fit)]
+Amount = Annotated[float, Field(ge=0, le=1e12)]
+Bytes = Annotated[int, Field(ge=0, le=2**62)]
 
 
 def jobs_topic(worker: str) -> str:
@@ -51,7 +65,7 @@ def worker_of(topic: str) -> str:
 class Message(BaseModel):
     """A kind of message: its fields travel in the line of JSON, `parts` behind it."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
     kind: ClassVar[str]
     part_names: ClassVar[tuple[str, ...]] = ()
     parts: dict[str, bytes] = Field(default_factory=dict, exclude=True, repr=False)
@@ -78,7 +92,7 @@ class Job(Message):
     kind = "job"
     part_names = ("files",)
     run_id: RunId
-    attempt: PositiveInt
+    attempt: Attempt
     submission_id: int
     autograder_digest: Digest
     base_image: ShortText
@@ -96,7 +110,7 @@ class Job(Message):
 # --------------------------------------------------------------------------------- worker to hub, results/<worker>
 class OfAttempt(Message):
     run_id: RunId
-    attempt: PositiveInt
+    attempt: Attempt
 
 
 class Accepted(OfAttempt):
@@ -133,14 +147,14 @@ class Result(OfAttempt):
     results_problem: ShortText | None = None
     started_at: AwareDatetime
     finished_at: AwareDatetime
-    wall_s: NonNegativeFloat
-    cpu_s: NonNegativeFloat | None
-    peak_memory_bytes: NonNegativeInt | None
+    wall_s: Amount
+    cpu_s: Amount | None
+    peak_memory_bytes: Bytes | None
     usage_method: Literal["cgroup", "stats", "none"]
-    timeout_s: NonNegativeFloat
-    cpus: NonNegativeFloat
-    memory_bytes: NonNegativeInt
-    image_built_s: NonNegativeFloat = 0.0
+    timeout_s: Amount
+    cpus: Amount
+    memory_bytes: Bytes
+    image_built_s: Amount = 0.0
     warnings: Annotated[list[ShortText], Field(max_length=100)] = []
 
 
@@ -168,7 +182,7 @@ class Heartbeat(Message):
     """The worker lives: the runs whose leases it wants extended, what it has, whether it takes jobs."""
 
     kind = "heartbeat"
-    runs: Annotated[list[tuple[RunId, PositiveInt]], Field(max_length=20_000)] = []  # (run id, attempt)
+    runs: Annotated[list[tuple[RunId, Attempt]], Field(max_length=20_000)] = []  # (run id, attempt)
     slots: Annotated[int, Field(ge=1, le=10_000)]
     accepting: bool
     autograders: Annotated[list[Digest], Field(max_length=20_000)] = []
@@ -180,8 +194,15 @@ class Gone(Message):
     kind = "gone"
 
 
+class Mark(Message):
+    """The receiver's own: when it comes back, everything that workers had sent before `at` has been read."""
+
+    kind = "mark"
+    at: AwareDatetime
+
+
 KINDS: dict[str, type[Message]] = {
-    cls.kind: cls for cls in (Autograder, Job, Accepted, Released, Failed, Result, Registration, Heartbeat, Gone)
+    cls.kind: cls for cls in (Autograder, Job, Accepted, Released, Failed, Result, Registration, Heartbeat, Gone, Mark)
 }
 
 
@@ -196,9 +217,10 @@ def decode(raw: bytes) -> Message:
         raise MessageInvalid("the header is not JSON") from error
     if not isinstance(header, dict) or header.get("version") != VERSION:
         raise MessageInvalid(f"not a message of version {VERSION}; are hub and worker of one release?")
-    cls = KINDS.get(str(header.get("kind")))
+    kind = header.get("kind")
+    cls = KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
-        raise MessageInvalid(f"unknown kind {str(header.get('kind'))[:40]!r}")
+        raise MessageInvalid(f"unknown kind {kind[:40]!r}" if isinstance(kind, str) else "no kind")
     header["parts"] = _split(raw, line_end + 1, header.get("parts", {}), cls.part_names)
     try:
         return cls.model_validate(header)

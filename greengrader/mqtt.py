@@ -21,6 +21,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -83,7 +84,6 @@ class Link:
         self._queue: queue.SimpleQueue[Incoming | BaseException | None] = queue.SimpleQueue()
         self._changed = threading.Condition()  # guards what the network thread writes and the others read:
         self._connection = 0  # grows with each connection; a message belongs to one
-        self._forgotten_up_to = 0  # messages of connections up to this one are not sent again
         self._up = False  # the broker takes acknowledgements, even before it has confirmed the subscription
         self._away_since: float | None = time.monotonic()  # None: connected and subscribed
         self._connected_at = 0.0
@@ -143,10 +143,7 @@ class Link:
         self._closing = True
         self._client.disconnect(None if in_order else WITH_WILL)
         self._ended.wait(CLOSE_TIMEOUT_S)
-        while not self._queue.empty():
-            left_over = self._queue.get()
-            if isinstance(left_over, Incoming):
-                left_over.discard()
+        self._drop_queue()
 
     @property
     def is_connected(self) -> bool:
@@ -192,10 +189,10 @@ class Link:
         if self._closing:  # while paho was about to connect again
             client.disconnect()
             return
-        if not flags.session_present:
-            self._forgotten_up_to = self._connection
-            if self._connection and not self._clean_start:
-                log.warning("session lost broker=%s:%s: it has forgotten what it kept for us", self.host, self.port)
+        if flags.session_present:
+            self._drop_queue()
+        elif self._connection and not self._clean_start:
+            log.warning("session lost broker=%s:%s: it has forgotten what it kept for us", self.host, self.port)
         with self._changed:
             self._connection += 1
             self._up = True
@@ -256,10 +253,22 @@ class Link:
                 hashlib.sha256(message.payload).hexdigest(),
                 getattr(properties, "ResponseTopic", None),
                 getattr(properties, "CorrelationData", None),
-                self._connection,
                 partial(self._acknowledge, message.mid, self._connection),
             )
         )
+
+    def _drop_queue(self) -> None:
+        """Forgets the messages that wait in the queue, as the broker sends them again; marks and faults stay."""
+        kept = []
+        with suppress(queue.Empty):
+            while True:
+                item = self._queue.get_nowait()
+                if isinstance(item, Incoming):
+                    item.discard()
+                else:
+                    kept.append(item)
+        for mark in kept:
+            self._queue.put(mark)
 
     # ------------------------------------------------------------------------------------------- main thread
     def messages(self, stop: Stop) -> Iterator[Incoming]:
@@ -294,7 +303,7 @@ class Link:
             yield batch
 
     def _next(self, idle_s: float | None) -> Incoming | None:
-        """The next message of the living connection; None: a signal, idle, or time to look at the limit."""
+        """The next message; None: a signal, idle, or time to look at the limit."""
         try:
             item = self._queue.get(timeout=idle_s if self._away_since is None else 1.0)
         except queue.Empty:
@@ -302,9 +311,6 @@ class Link:
             return None
         if isinstance(item, BaseException):
             raise item
-        if item is not None and self._forgotten_up_to < item.connection < self._connection:
-            item.discard()
-            return None
         return item
 
     def _acknowledge(self, mid: int, connection: int) -> None:

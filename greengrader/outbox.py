@@ -22,6 +22,11 @@ class Outbox:
             file.flush()
             os.fsync(file.fileno())
         part.rename(self._directory / f"{run_id}-{attempt}")
+        descriptor = os.open(self._directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # the new name
+        finally:
+            os.close(descriptor)
 
     def remove(self, run_id: int, attempt: int) -> None:
         (self._directory / f"{run_id}-{attempt}").unlink(missing_ok=True)

@@ -17,7 +17,7 @@ class Output:
         self._left_bytes = 0  # of the frame that is being read
 
     def feed(self, stream: bytes) -> None:
-        """Takes the engine's stream in pieces of any size: frames of 8 bytes (the last four are a length), then text."""
+        """Takes a piece of the engine's stream: frames of 8 bytes, of which the last four are a length, and text."""
         at = 0
         while at < len(stream):
             if self._left_bytes == 0:

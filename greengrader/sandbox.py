@@ -280,12 +280,13 @@ def _follow(engine: Engine, container_id: str, attached: Attached, output: Outpu
             output.feed(piece)
             taken_bytes += len(piece)
     if stopped_for is not None:
-        _kill(engine, container_id)
-    try:
-        engine.ask("stop the container", "POST", f"/containers/{container_id}/wait", timeout_s=STOP_S)
-    finally:
-        while piece := attached.read(0.0):  # what was on its way when it was killed
+        while taken_bytes < OUTPUT_BYTES_PER_TICK and (piece := attached.read(0.0)):
             output.feed(piece)
+            taken_bytes += len(piece)
+        # The engine handles no exit while it has output to pass on and nobody takes it.
+        attached.close()
+        _kill(engine, container_id)
+    engine.ask("stop the container", "POST", f"/containers/{container_id}/wait", timeout_s=STOP_S)
     return stopped_for
 
 

@@ -50,11 +50,11 @@ def database(postgres: Postgres) -> Iterator[str]:
 
 
 @contextmanager
-def fresh_database(postgres: Postgres) -> Iterator[str]:
-    """URL of a clone of the template, dropped at the end."""
-    base, template = postgres.url.rsplit("/", 1)
+def fresh_database(postgres: Postgres, template: str | None = None) -> Iterator[str]:
+    """URL of a clone of the template, or of another database, dropped at the end."""
+    base, holds_schema = postgres.url.rsplit("/", 1)
     name = f"test_{os.getpid()}_{next(_names)}"
-    _administer(base, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    _administer(base, f'CREATE DATABASE "{name}" TEMPLATE "{template or holds_schema}"')
     yield f"{base}/{name}"
     _administer(base, f'DROP DATABASE "{name}" WITH (FORCE)')
 

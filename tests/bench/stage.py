@@ -18,7 +18,7 @@ from services import start_mosquitto, start_postgres
 from greengrader.daemon import Stop
 from greengrader.db import RUNS_CHANNEL, Store
 from greengrader.mqtt import Link
-from tests.bench.figure import NotMeasured
+from tests.bench.figure import MEGABYTE, NotMeasured
 from tests.conftest import fresh_database
 from tests.daemons.world import WORKER, Daemon, World
 
@@ -127,8 +127,9 @@ def connection(world: World) -> Iterator[psycopg2.extensions.connection]:
         opened.close()
 
 
-def checkpoint_free(world: World) -> None:
-    """Writes out what earlier rounds left, so that no round pays for another's pages."""
-    with connection(world) as bare, bare.cursor() as cursor:
-        cursor.execute("VACUUM (ANALYZE) runs, run_events")
-    os.sync()
+def memory_mb(daemon: Daemon, line: str) -> float:
+    """A figure of /proc/PID/status: VmRSS is what the process takes now, VmHWM the most that it ever took."""
+    for text in Path(f"/proc/{daemon.process.pid}/status").read_text(encoding="utf-8").splitlines():
+        if text.startswith(f"{line}:"):
+            return int(text.split()[1]) * 1024 / MEGABYTE
+    raise NotMeasured(f"{line} of {daemon.log.stem} cannot be read")

@@ -8,8 +8,6 @@ from greengrader.mqtt import Link
 from tests.daemons.world import World
 from tests.rows import dispatched
 
-DIGEST = "a" * 64
-
 
 @pytest.fixture
 def jobs(world: World):
@@ -38,7 +36,7 @@ def alive(world: World, worker: str = "worker-1", slots: int = 2, **heartbeat) -
 
 def test_once_places_what_fits_and_says_how_many(world: World, jobs) -> None:
     alive(world, slots=2)
-    runs = [dispatched(world.store, submission_id=i) for i in (1, 2, 3)]
+    runs = [dispatched(world.store, i).run_id for i in (1, 2, 3)]
     done = world.run("scheduler", "--once")
     assert (done.returncode, done.stdout) == (0, "placed 2 runs\n")
     states = [world.store.run(run).state for run in runs]
@@ -50,7 +48,7 @@ def test_once_places_what_fits_and_says_how_many(world: World, jobs) -> None:
 
 
 def test_the_autograder_goes_only_to_a_worker_that_lacks_it(world: World, jobs) -> None:
-    run = dispatched(world.store, submission_id=1)
+    run = dispatched(world.store, 1).run_id
     digest = world.store.run(run).autograder_digest
     alive(world, autograders=[digest])
     assert world.run("scheduler", "--once").returncode == 0
@@ -67,7 +65,7 @@ def test_a_worker_that_cannot_take_runs_gets_none(world: World, reason: str) -> 
         world.store.lose_worker("worker-1")
     if reason == "silent":
         world.store._query("UPDATE workers SET last_seen_at = now() - interval '1 minute'")
-    run = dispatched(world.store, submission_id=1)
+    run = dispatched(world.store, 1).run_id
     done = world.run("scheduler", "--once")
     assert (done.returncode, done.stdout) == (0, "placed 0 runs\n")
     assert world.store.run(run).state == "dispatched"
@@ -77,7 +75,7 @@ def test_a_worker_that_cannot_take_runs_gets_none(world: World, reason: str) -> 
 def test_each_policy_fills_every_slot_and_says_why(world: World, policy: str) -> None:
     alive(world, "worker-1", slots=2)
     alive(world, "worker-2", slots=3)
-    runs = [dispatched(world.store, submission_id=i) for i in range(1, 7)]
+    runs = [dispatched(world.store, i).run_id for i in range(1, 7)]
     done = world.run("scheduler", "--once", "--policy", policy)
     assert (done.returncode, done.stdout) == (0, "placed 5 runs\n"), done.stderr
     holders = [world.store.run(run).worker for run in runs]
@@ -93,7 +91,7 @@ def test_an_unknown_policy_is_exit_2(world: World) -> None:
 
 def test_the_daemon_is_woken_by_a_dispatched_run_and_by_a_worker(world: World) -> None:
     scheduler = world.start("scheduler").ready()
-    dispatched(world.store, submission_id=1)
+    dispatched(world.store, 1)
     alive(world)
     scheduler.says("placed run=", timeout_s=4)  # its fallback look is 5 s away
     assert scheduler.terminate() == 0
@@ -103,7 +101,7 @@ def test_attempts_used_up_abandons_with_the_reason(world: World) -> None:
     world.start("receiver", worker_silent_s="0.1").ready()  # tells that it has caught up
     scheduler = world.start("scheduler", lease_s="0.2", max_attempts="2", worker_silent_s="60").ready()
     alive(world)
-    run = dispatched(world.store, submission_id=1)
+    run = dispatched(world.store, 1).run_id
     row = world.wait_state(1, "abandoned")
     assert "worker-1 was not heard of" in row["error"] and row["attempt"] == 2
     assert world.store.run(run).failures == 2

@@ -1,4 +1,4 @@
-"""sandbox.py against a real engine: what a program does is in the report, what the engine does wrong is an exception."""
+"""sandbox.py against a real engine: what a program does is in the report, what the engine fails to do is raised."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ import pytest
 from greengrader import disk, layer, sandbox
 from greengrader.engine import Engine, EngineRefused
 from greengrader.errors import SandboxError, ServiceUnavailable
-from greengrader.limits import MEBIBYTE
+from greengrader.limits import MEBIBYTE, Limits
 from greengrader.usage import ROOT, hierarchies
 from tests.sandbox.conftest import RESULTS, WORKER, Grader, own_containers, results, tar_gz
 from tests.sandbox.unreliable import Relay
@@ -255,7 +255,7 @@ def test_no_network_unless_asked_for(grade: Grader) -> None:
 def test_limits_are_in_force(grade: Grader, engine: Engine) -> None:
     report = grade("ulimit -c; ulimit -n; ulimit -Hn; ulimit -f; df /dev/shm --output=size", open_files=77)
     assert report.output.split()[:4] == [b"0", b"77", b"77", b"2097152"]
-    limits = dataclasses.replace(sandbox.Limits(), cpus=0.25, memory_bytes=100 * MEBIBYTE, pids=9, runtime="runc")
+    limits = dataclasses.replace(Limits(), cpus=0.25, memory_bytes=100 * MEBIBYTE, pids=9, runtime="runc")
     host = sandbox._container(engine, "image", ["command"], limits, None)["HostConfig"]
     assert host["Memory"] == host["MemorySwap"] == 100 * MEBIBYTE
     assert (host["NanoCpus"], host["PidsLimit"], host["Runtime"]) == (250_000_000, 9, "runc")
@@ -357,7 +357,7 @@ def test_orphans_are_reaped_and_others_kept(grade: Grader, engine: Engine, base_
 def test_leftover_of_the_same_attempt_is_replaced(grade: Grader, engine: Engine, base_image: str) -> None:
     _leave_container(engine, base_image, 903)
     archive = tar_gz({"run_autograder": "#!/bin/sh\necho again\n"})
-    script, limits = ["/autograder/run_autograder"], sandbox.Limits()
+    script, limits = ["/autograder/run_autograder"], Limits()
     with sandbox.run(engine, base_image, script, limits, archive, run_id=903, attempt=1, worker=WORKER) as report:
         assert report.output == b"again\n"
         assert [container["State"] for container in own_containers(engine)] == ["exited"]
