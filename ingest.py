@@ -14,6 +14,7 @@ Exit codes: 0 stopped by SIGTERM · 1 bug · 2 settings · 3 Postgres or broker 
 import argparse
 import logging
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 from greengrader import config, daemon
@@ -76,9 +77,9 @@ def look_at(message: Incoming, most_bytes: int, limits: PayloadLimits) -> NewSub
     """A submission that is fit to be stored, or why it is not."""
     if message.size_bytes > most_bytes:
         return PayloadRejected(f"the zip has {message.size_bytes:,} bytes; this server takes at most {most_bytes:,}")
-    assert isinstance(message.payload, Path), "the link has a spool"
+    source = message.payload if isinstance(message.payload, Path) else BytesIO(message.payload)
     try:
-        return NewSubmission(check(message.payload, limits, message.digest, message.size_bytes), message.payload)
+        return NewSubmission(check(source, limits, message.digest, message.size_bytes), message.payload)
     except PayloadRejected as rejection:
         return rejection
 

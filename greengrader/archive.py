@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Self
 
 from greengrader.errors import PayloadRejected
-from greengrader.zipentry import MEBIBYTE, ROW, STORED, ArchiveLimits, Entry, Kind, read_entry, shown
+from greengrader.limits import MEBIBYTE, PayloadLimits
+from greengrader.zipentry import ROW, STORED, Entry, Kind, read_entry, shown
 
 RATIO_FREE_BYTES = 10 * MEBIBYTE
 """Up to this much, any compression ratio is fine: a few kilobytes of blank table are not a bomb."""
@@ -42,7 +43,7 @@ class Archive:
     `entries` maps names to entries in the order of the table of contents. Folders need not have entries of their own.
     """
 
-    def __init__(self, path: Path, limits: ArchiveLimits) -> None:
+    def __init__(self, path: Path, limits: PayloadLimits) -> None:
         self.limits = limits
         self._file = path.open("rb", buffering=0)
         try:

@@ -4,7 +4,7 @@ It comes from the official autograder zip where the staff registered one, and fr
 payload was packed *after* Gradescope's run, when source/ may also hold the student's files and build products, so
 deriving leaves out of source/
 
-* what was modified after submission_metadata.json, which Gradescope writes just before the run, and before the payload
+* what was modified since submission_metadata.json, which Gradescope writes just before the run, and before the payload
   was packed (a time later than that is a clock that went wrong before, not a sign of the run);
 * what equals a file of submission/, unless the submission's copy is newer: then the autograder copied a file of its own
   there.
@@ -24,10 +24,11 @@ from typing import IO, Self
 
 from greengrader.archive import Archive
 from greengrader.errors import PayloadRejected
+from greengrader.limits import PayloadLimits
 from greengrader.payload import SCRIPT_BYTES, Payload
 from greengrader.snippet import cut_fork_snippet, to_unix
 from greengrader.tree import Node, digest, file_node, folder, single_file, write_tar
-from greengrader.zipentry import ArchiveLimits, Kind, shown
+from greengrader.zipentry import Kind, shown
 
 __all__ = ["Autograder", "Origin", "cut_fork_snippet", "derive", "from_zip"]
 
@@ -100,7 +101,7 @@ def derive(payload: Payload, base_image: str) -> Autograder:
     return _assemble(Origin.derived, base_image, script, kept, warnings, None)
 
 
-def from_zip(path: Path, base_image: str, limits: ArchiveLimits) -> Autograder:
+def from_zip(path: Path, base_image: str, limits: PayloadLimits) -> Autograder:
     """The autograder in the staff's own zip, as they upload it to Gradescope; close it after use."""
     archive = Archive(path, limits)
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Incoming:
-    """A message in hand. `payload` is bytes, or the path of a file for a link with a spool; `acknowledge` ends it."""
+    """A message in hand; `acknowledge` ends it. `payload` is a file's path where it is large and the link has a spool."""
 
     topic: str
     payload: bytes | Path

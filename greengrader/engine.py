@@ -4,13 +4,14 @@ The one importer of the Docker SDK. The SDK carries the bytes and knows the regi
 of the engine's documented REST interface, because the SDK's own methods ask twice for what one request answers.
 """
 
+import contextlib
 import json
 import os
 import select
+import socket
 import ssl
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -109,7 +110,7 @@ class Engine:
             self._clients.append(client)
         return client
 
-    @contextmanager
+    @contextlib.contextmanager
     def asked(self, what: str) -> Iterator[None]:
         """Turns the driver's errors into EngineRefused or SandboxError; `what` completes "the engine could not …"."""
         try:
@@ -263,7 +264,11 @@ class Attached:
 
     def close(self) -> None:
         """Takes nothing more: what the program prints from here on is thrown away, and it need not wait."""
-        self._stream.close()
+        if not self._stream.closed:
+            # The SDK's response holds the same socket; closing our end of it alone would not hang up.
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._stream.fileno())) as same:
+                same.shutdown(socket.SHUT_RDWR)
+            self._stream.close()
 
     def read(self, timeout_s: float) -> bytes | None:
         """The next bytes; None where none come within the time, b"" when the container has stopped."""

@@ -245,7 +245,7 @@ class Images:
             self._follow(self.engine.client.pull(reference, stream=True, decode=True), f"pull {reference}")
 
     def _follow(self, lines: Iterator[dict[str, Any]], what: str) -> None:
-        """Reads a transfer's messages to their end; EngineRefused where one is an error, SandboxError after the time."""
+        """Reads a transfer's messages to the end; EngineRefused where one is an error, SandboxError after the time."""
         deadline = time.monotonic() + self._pull_timeout_s
         for line in lines:
             if "error" in line:

@@ -30,5 +30,5 @@ class PayloadLimits:
     ratio: float = 200.0  # unpacked to packed, of the whole archive, where it unpacks to more than 10 MiB
     depth: int = 40  # folders within folders
     name_bytes: int = 1024
-    metadata_bytes: int = MEBIBYTE  # submission_metadata.json
+    metadata_bytes: int = 4 * MEBIBYTE  # submission_metadata.json; it repeats the results of the previous submission
     results_bytes: int = 16 * MEBIBYTE  # Gradescope's results.json

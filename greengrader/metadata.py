@@ -21,7 +21,11 @@ MAX_ID = 2**63 - 1
 MAX_TEXT_CHARS = 1000
 MAX_USERS = 1000
 MAX_DEPTH = 100
+MAX_VALUES = 200_000
+"""Megabytes of `{},{},{},…` would be hundreds of megabytes of Python objects."""
 
+# To the end of the text where it is not closed, or each quote in it would be tried as another beginning.
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 # Escapes that Postgres refuses in jsonb, or halves of them; honest emoji match as well and are cleaned for nothing.
 _UNSTORABLE_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 
@@ -158,6 +162,9 @@ def read_metadata(raw: bytes) -> tuple[Metadata, dict[str, Any]]:
 
 def _parse(raw: bytes) -> dict[str, Any]:
     text = raw.decode("utf-8-sig", "replace")
+    # Counted roughly first, because strings full of commas are rare and cutting them out takes time.
+    if _values(text) > MAX_VALUES and _values(_STRING.sub("", text)) > MAX_VALUES:
+        raise PayloadRejected(f"submission_metadata.json holds more than {MAX_VALUES:,} values.")
     try:
         document = json.loads(text, parse_constant=lambda _: None, parse_float=_finite_or_none)
         if _UNSTORABLE_ESCAPE.search(text) or text.count("[") + text.count("{") > MAX_DEPTH:
@@ -170,6 +177,10 @@ def _parse(raw: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise PayloadRejected("submission_metadata.json does not hold a JSON object.")
     return document
+
+
+def _values(text: str) -> int:
+    return text.count("[") + text.count("{") + text.count(",")
 
 
 def _finite_or_none(literal: str) -> float | None:

@@ -1,7 +1,7 @@
 """A link to the broker: publish, iterate messages, acknowledge. The only module that knows paho.
 
 paho runs a network thread of its own, the only one that touches the socket. Its callbacks here only put marks into a
-queue (and payloads into files), so no long work and no exception of ours ever happens on it. The main thread iterates:
+queue (and large payloads into files), so no long work and no exception of ours ever happens on it. The main thread iterates:
 
     with Link(url, client_id="greengrader-ingest", subscribe=["submissions"]) as link:
         for message in link.messages(stop):
@@ -47,6 +47,7 @@ SESSION_EXPIRY_S = 0xFFFFFFFF  # never: a stopped daemon must find its messages,
 KEEPALIVE_S = 30
 CONNECT_TIMEOUT_S = 10.0
 PUBLISH_TIMEOUT_S = 60.0
+SPOOL_FROM_BYTES = 256 * 1024  # smaller ones cost more as a file than in memory: there are `receive_maximum` at most
 CLOSE_TIMEOUT_S = 5.0
 NOT_AUTHORIZED = "Not authorized"
 REFUSED = {"Bad user name or password", NOT_AUTHORIZED, "Bad authentication method", "Client identifier not valid"}
@@ -198,14 +199,14 @@ class Link:
             self._up = True
         if self._subscribe:
             client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._subscribe])
-        else:
-            self._ready()
+        if flags.session_present or not self._subscribe:
+            self._ready()  # a session's messages arrive before this answer: 600 MB take longer than we wait for it
 
     def _on_subscribe(self, _client: Any, _data: Any, _mid: int, reasons: list[ReasonCode], _properties: Any) -> None:
         refused = [topic for topic, reason in zip(self._subscribe, reasons, strict=False) if reason.is_failure]
         if refused:
             self.fail(SettingsError(f"account {self.user!r} may not read {', '.join(refused)}; see the broker's ACL"))
-        else:
+        elif self._away_since is not None:
             self._ready()
 
     def _ready(self) -> None:
@@ -238,9 +239,9 @@ class Link:
 
     def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
         payload: bytes | Path = bytes(message.payload)  # no copy: it is bytes already
-        if self._spool is not None:  # kept on disk from here on: payloads in flight do not add up in memory
-            try:
-                payload = spool_payload(self._spool, message.payload)
+        if self._spool is not None and len(payload) > SPOOL_FROM_BYTES:
+            try:  # kept on disk from here on: payloads in flight do not add up in memory
+                payload = spool_payload(self._spool, payload)
             except OSError as error:  # not acknowledged: it comes again when there is room
                 self.fail(ServiceUnavailable(f"cannot write to {self._spool}: {error.strerror}"))
                 return

@@ -14,13 +14,13 @@ proven while it streams, so each of the methods below may still raise PayloadRej
 """
 
 import io
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
 from greengrader.archive import Archive
 from greengrader.errors import PayloadRejected
+from greengrader.limits import MEBIBYTE, PayloadLimits
 from greengrader.metadata import Metadata, read_metadata
 from greengrader.results import clean
 from greengrader.snippet import cut_fork_snippet
@@ -34,7 +34,7 @@ from greengrader.tree import (
     write_directory,
     write_tar,
 )
-from greengrader.zipentry import MEBIBYTE, ArchiveLimits, Kind
+from greengrader.zipentry import Kind
 
 __all__ = ["Metadata", "Payload", "PayloadLimits"]
 
@@ -43,14 +43,6 @@ AUTOGRADER = f"{ROOT}/autograder"
 HOSTNAMES_BYTES = 1000
 SCRIPT_BYTES = 16 * MEBIBYTE
 """The largest run_autograder; it may be a compiled program."""
-
-
-@dataclass(frozen=True)
-class PayloadLimits(ArchiveLimits):
-    """What a payload may be at most."""
-
-    metadata_bytes: int = 4 * MEBIBYTE  # it repeats the results of the student's previous submission
-    results_bytes: int = 16 * MEBIBYTE
 
 
 class Payload:

@@ -13,10 +13,15 @@ from collections.abc import Iterator
 from enum import Enum, auto
 from pathlib import PurePosixPath
 
+# A student's program can have overwritten run_autograder; searching it must not take long, whatever it holds.
+SEARCHED_BYTES = 64 * 1024  # of a script; a longer one only gets its line ends changed
+SEARCHED_CHARS = 4096  # of a line
+SEARCHED_LINES = 50  # before a snippet
+
 _BEGIN = re.compile(rb"\s*#+\s*>>>\s*greengrader\b", re.IGNORECASE)
 _END = re.compile(rb"\s*#+\s*<<<\s*greengrader\b", re.IGNORECASE)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_COMMENT_AT_END = re.compile(r"(?:^|\s)#[^\'\"]*$")
+_COMMENT_AT_END = re.compile(r"(?:^|\s)#[^'\"]*+$")
 # After these a shell wants a command; where the snippet was the only one, a syntax error would be left.
 _WANTS_COMMAND = re.compile(r"(?:(?:^|[\s;])(?:then|do|else)|[{(|]|&&)\s*$")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
@@ -39,19 +44,18 @@ def cut_fork_snippet(script: bytes) -> tuple[bytes, bool]:
     """The script without the fork snippet and with Unix line ends, and whether a snippet was cut out."""
     if b"\0" in script:  # a compiled program: neither line ends nor a snippet
         return script, False
-    lines = to_unix(script).split(b"\n")
+    script = to_unix(script)
+    if len(script) > SEARCHED_BYTES:
+        return script, False
+    lines = script.split(b"\n")
     cut = set(_marked(lines))
     cut |= set(_plain([b"foreign" if number in cut else line for number, line in enumerate(lines)]))
     kept: list[bytes] = []
-    wants_command = False
     for number, line in enumerate(lines):
         if number not in cut:
             kept.append(line)
-            code = _COMMENT_AT_END.sub("", line.decode("latin-1"))
-            wants_command = bool(_WANTS_COMMAND.search(code)) or (wants_command and not code.strip())
-        elif wants_command:
+        elif number - 1 not in cut and _wants_command(kept):
             kept.append(b":")
-            wants_command = False
     if kept and len(lines) - 1 in cut:
         kept.append(b"")  # the line before the snippet keeps its end
     return b"\n".join(kept), bool(cut)
@@ -60,6 +64,15 @@ def cut_fork_snippet(script: bytes) -> tuple[bytes, bool]:
 def to_unix(script: bytes) -> bytes:
     """The script as dos2unix leaves it; with a byte order mark, or CR at line ends, the kernel would not run it."""
     return script.removeprefix(_BYTE_ORDER_MARK).replace(b"\r\n", b"\n")
+
+
+def _wants_command(lines: list[bytes]) -> bool:
+    """Whether the last line that is neither blank nor a comment leaves a shell waiting for a command."""
+    for line in reversed(lines[-SEARCHED_LINES:]):
+        code = _COMMENT_AT_END.sub("", line.decode("latin-1"))
+        if code.strip():
+            return bool(_WANTS_COMMAND.search(code))
+    return False
 
 
 def _marked(lines: list[bytes]) -> Iterator[int]:
@@ -112,6 +125,8 @@ def _inside(block: list[tuple[range, _Shape]]) -> Iterator[int]:
 
 
 def _line_shape(text: str) -> _Shape:
+    if len(text) > SEARCHED_CHARS:
+        return _Shape.foreign
     if text.lstrip().startswith("#"):
         return _Shape.passes
     try:

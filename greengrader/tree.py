@@ -21,10 +21,10 @@ from greengrader.zipentry import Entry, Kind, shown
 
 LINK_HOPS = 40
 """As many links as Linux follows in one name; then it gives up (ELOOP), and nobody gets anywhere."""
-LINK_STEPS = 1_000_000
-"""Components walked in all links of one folder: about a second of work, far more than honest packages need."""
+LINK_STEPS = 300_000
+"""Components walked in all links of one folder: a second of work at worst; ten thousand honest links need half."""
 LINK_LEVELS = 100
-"""How deep a link may lead; no entry lies deeper than ArchiveLimits.depth."""
+"""How deep a link may lead; no entry lies deeper than PayloadLimits.depth."""
 
 
 @dataclass(frozen=True, slots=True)

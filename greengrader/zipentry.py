@@ -6,14 +6,13 @@ Format: PKWARE's APPNOTE.TXT 6.3, section 4.3.12; extra fields: Info-ZIP's progi
 import re
 import stat
 import struct
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 from greengrader.errors import PayloadRejected
+from greengrader.limits import PayloadLimits
 
-MEBIBYTE = 1024 * 1024
 COMPONENT_BYTES = 255
 """The longest file name, without folders, that Linux can create."""
 ROW = struct.Struct("<4s2B5H3L5H2L")
@@ -51,24 +50,13 @@ class Entry(NamedTuple):
     header_at: int
 
 
-@dataclass(frozen=True)
-class ArchiveLimits:
-    """What a zip may be at most; the defaults are generous for a submission and its autograder."""
-
-    entries: int = 100_000
-    unpacked_bytes: int = 2048 * MEBIBYTE
-    ratio: float = 200.0  # unpacked to packed, of the whole zip, beyond RATIO_FREE_BYTES
-    depth: int = 40  # components of a name
-    name_bytes: int = 1024  # of a name with its folders, and of a link's target
-
-
 def shown(name: str) -> str:
     """`name` in quotes, fit for one line of a person's screen."""
     short = name if len(name) <= 80 else f"{name[:39]}…{name[-40:]}"
     return '"' + "".join(character if character.isprintable() else "?" for character in short) + '"'
 
 
-def read_entry(row: tuple[Any, ...], raw_name: bytes, extra: bytes, limits: ArchiveLimits) -> Entry:
+def read_entry(row: tuple[Any, ...], raw_name: bytes, extra: bytes, limits: PayloadLimits) -> Entry:
     """The entry of one row of the table of contents, or PayloadRejected with the first thing that is wrong with it."""
     _, _, system, _, flags, method, dos_time, dos_date, crc, packed_size, size = row[:11]
     header_at = row[17]
@@ -89,7 +77,7 @@ def read_entry(row: tuple[Any, ...], raw_name: bytes, extra: bytes, limits: Arch
     return Entry(name, kind, mode, modified_s, size, crc, method, packed_size, header_at)
 
 
-def _name(raw: bytes, limits: ArchiveLimits) -> str:
+def _name(raw: bytes, limits: PayloadLimits) -> str:
     """The name without the slash that marks a folder.
 
     Info-ZIP on Linux stores the bytes of a name as they are and sets no flag: what is valid UTF-8 is taken for UTF-8.

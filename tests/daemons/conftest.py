@@ -31,7 +31,7 @@ def own_broker(tmp_path: Path) -> Iterator[Broker]:
 def stack(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, base_image: str) -> Iterator[World]:
     """The whole hub and one registered worker with two slots, on a broker of their own."""
     directory = tmp_path_factory.mktemp("stack")
-    server = start_mosquitto(directory / "mosquitto", ("submit", "hub", "worker-1"))
+    server = start_mosquitto(directory / "mosquitto", ("submit", "hub", "worker-1", "worker-2"))
     with fresh_database(postgres) as url:
         world = World(directory, url, server, base_image)
         world.start_hub()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 from services import Broker
 
 from greengrader.db import Store
@@ -43,14 +44,14 @@ class Daemon:
 
     def ready(self, timeout_s: float = 30) -> "Daemon":
         wait_until(
-            lambda: " ready" in self.said() or self.process.poll() is not None, timeout_s, f"{self.log.name} ready"
+            lambda: " ready" in self.said() or self.process.poll() is not None, timeout_s, lambda: f"{self.log.name} ready"
         )
         assert self.process.poll() is None, self.said()
         return self
 
     def says(self, text: str, timeout_s: float = 30) -> None:
         wait_until(
-            lambda: text in self.said(), timeout_s, f"{self.log.name} says {text!r}; it said: {self.said()[-2000:]}"
+            lambda: text in self.said(), timeout_s, lambda: f"{text!r} in {self.log.name}: {self.said()[-2000:]}"
         )
 
     def terminate(self, timeout_s: float = 30) -> int:
@@ -139,6 +140,15 @@ class World:
              "-P", self.submit_password, "-t", "submissions", "-f", str(path), *options],
             check=True, timeout=60,
         )  # fmt: skip
+
+    def administer(self, command: str) -> None:
+        """A command for the server itself, on a connection of its own."""
+        connection = psycopg2.connect(self.database_url.rsplit("/", 1)[0] + "/postgres")
+        connection.autocommit = True
+        try:
+            connection.cursor().execute(command)
+        finally:
+            connection.close()
 
     def status(self, submission_id: int) -> dict[str, Any] | None:
         rows = self.store.table("submission_status", "submission_id = %s", submission_id)

@@ -199,7 +199,7 @@ def test_a_submission_is_followed_from_before_it_arrives(
     greengrader: Command, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As `make run` does it: the command is there first."""
-    listening = threading.Event()
+    listening, stop = threading.Event(), Stop()
     wait = Store.wait
 
     def wait_and_tell(store: Store, stop: Stop, timeout_s: float) -> list[tuple[str, str]]:
@@ -212,10 +212,12 @@ def test_a_submission_is_followed_from_before_it_arrives(
             rows.graded(other, 1001)
 
     monkeypatch.setattr(Store, "wait", wait_and_tell)
-    grader = threading.Thread(target=grade)
+    grader, guard = threading.Thread(target=grade), threading.Timer(20, stop.set)
     grader.start()
-    answer = greengrader("status", "1001", "--follow")
+    guard.start()
+    answer = greengrader("status", "1001", "--follow", stop=stop)
     grader.join()
+    guard.cancel()
     assert answer.code == 0
     assert "submission 1001 is not here yet" in answer.lines[0]
     told = [line.split()[1] for line in answer.lines if line.startswith("    ")]

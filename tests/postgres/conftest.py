@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 import psycopg2
 import psycopg2.extensions
 import pytest
+from services import Postgres
 
 from greengrader.daemon import Stop
 from greengrader.db import Store
+from tests.conftest import fresh_database
 from tests.waiting import eventually
 
 Answer = TypeVar("Answer")
@@ -43,6 +45,22 @@ class Session:
 
     def close(self) -> None:
         self._connection.close()
+
+
+@pytest.fixture(scope="package")
+def shared_database(postgres: Postgres) -> Iterator[str]:
+    with fresh_database(postgres) as url:
+        yield url
+
+
+@pytest.fixture
+def database(shared_database: str) -> Iterator[str]:
+    """URL of a database with the schema and no rows; emptying one is ten times faster than making one."""
+    yield shared_database
+    session = Session(shared_database)
+    for table in ("runs", "rejected", "submissions", "assignments", "workers", "autograders", "receiver_progress"):
+        session(f"DELETE FROM {table}")
+    session.close()
 
 
 @pytest.fixture

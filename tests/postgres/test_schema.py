@@ -29,6 +29,13 @@ SHAPE = """
 
 
 @pytest.fixture
+def database(postgres: Postgres) -> Iterator[str]:
+    """URL of a database that nobody else uses."""
+    with fresh_database(postgres) as url:
+        yield url
+
+
+@pytest.fixture
 def empty_database(postgres: Postgres) -> Iterator[str]:
     """URL of a database without any table."""
     with fresh_database(postgres, template="template0") as url:

@@ -11,19 +11,20 @@ import pytest
 
 from greengrader.archive import Archive
 from greengrader.errors import PayloadRejected
-from greengrader.zipentry import ArchiveLimits, Kind
+from greengrader.limits import PayloadLimits
+from greengrader.zipentry import Kind
 from tests.builders import BUILT_S, Member, build_zip, folder, link
 
-LIMITS = ArchiveLimits()
+LIMITS = PayloadLimits()
 
 
-def open_zip(tmp_path: Path, content: bytes | Iterable[Member], limits: ArchiveLimits = LIMITS) -> Archive:
+def open_zip(tmp_path: Path, content: bytes | Iterable[Member], limits: PayloadLimits = LIMITS) -> Archive:
     path = tmp_path / "some.zip"
     path.write_bytes(content if isinstance(content, bytes) else build_zip(content))
     return Archive(path, limits)
 
 
-def refusal(tmp_path: Path, content: bytes | Iterable[Member], limits: ArchiveLimits = LIMITS) -> str:
+def refusal(tmp_path: Path, content: bytes | Iterable[Member], limits: PayloadLimits = LIMITS) -> str:
     """Why the zip is refused, at the door or at the latest when its contents are read."""
     with pytest.raises(PayloadRejected) as refused, open_zip(tmp_path, content, limits) as archive:
         for entry in archive.entries.values():
@@ -178,7 +179,7 @@ def test_refuses_too_many_entries_before_it_looks_at_any(tmp_path: Path) -> None
     claimed = build_zip([Member("a")], count=100_001, zip64=True)
     assert refusal(tmp_path, claimed) == "The zip has 100,001 entries; at most 100,000 are taken."
     real = build_zip(Member(str(number)) for number in range(5))
-    assert "has 5 entries; at most 4" in refusal(tmp_path, real, ArchiveLimits(entries=4))
+    assert "has 5 entries; at most 4" in refusal(tmp_path, real, PayloadLimits(entries=4))
 
 
 def test_too_many_entries_cost_neither_time_nor_memory(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_too_many_entries_cost_neither_time_nor_memory(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(PayloadRejected, match="65,535 entries"):
-            Archive(path, ArchiveLimits(entries=65_000))
+            Archive(path, PayloadLimits(entries=65_000))
         assert tracemalloc.get_traced_memory()[1] < 1_000_000 < len(table)
     finally:
         tracemalloc.stop()

@@ -145,6 +145,12 @@ def test_the_metadata_document_is_fit_for_jsonb() -> None:
         assert payload.raw_metadata == b"\xef\xbb\xbf" + raw
 
 
+def test_long_outputs_in_previous_results_are_not_values() -> None:
+    previous = [{"results": {"output": '1,2,[3],{4}\\",' * 100_000}}]
+    with opened(build_payload(metadata={"previous_submissions": previous})) as payload:
+        assert payload.metadata.previous_submissions == previous
+
+
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
@@ -158,6 +164,7 @@ def test_the_metadata_document_is_fit_for_jsonb() -> None:
         (b"[" * 50_000 + b"]" * 50_000, "submission_metadata.json is nested too deep."),
         (b'{"id": 1, "a": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", "is nested too deep"),
         (b'{"id": 1, "a": ' + b"[" * 101 + b"]" * 101 + b"}", "is nested too deep"),
+        (b'{"id": 1, "a": [' + b"{}," * 200_000 + b"1]}", "submission_metadata.json holds more than 200,000 values."),
         (b"{}", "submission_metadata.json: id is missing."),
         (b'{"id": 1}', "assignment is missing."),
         (b'{"id": 1, "assignment": null}', "assignment is not an object."),

@@ -1,6 +1,9 @@
 """greengrader/snippet.py: the fork snippet goes, everything else stays, and what stays is still a valid script."""
 
+import re
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -10,6 +13,10 @@ from greengrader.autograder import cut_fork_snippet
 from tests.builders import PLAIN_SNIPPET
 
 BODY = "#!/bin/bash\nset -e\ncd /autograder/source\npython3 run_tests.py # all of them\n\n"
+README = Path(__file__).resolve().parents[2] / "README.md"
+README_SNIPPETS = re.findall(
+    r"^<!-- snippet: (\w+) -->\n```bash\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE
+)
 MARKED = """# >>> GreenGrader
 if [ -z "$GREENGRADER" ]; then (
   zip -qr /tmp/g.zip gradescope_data; timeout 60 mosquitto_pub -V 5 -q 1 -t submissions -f /tmp/g.zip
@@ -35,6 +42,16 @@ def test_cuts_the_snippet_and_nothing_else(snippet: str, after: str) -> None:
     assert cut(BODY + snippet + after) == BODY + after
     assert cut(snippet + after) == after
     assert cut((BODY + snippet + after).replace("\n", "\r\n")) == BODY + after
+
+
+@pytest.mark.parametrize(("name", "snippet"), README_SNIPPETS)
+def test_cuts_the_snippets_as_they_stand_in_the_readme(name: str, snippet: str) -> None:
+    left = cut(f"{BODY}\n{snippet}")
+    assert left.rstrip() == BODY.rstrip(), name
+
+
+def test_the_readme_has_both_snippets() -> None:
+    assert [name for name, _ in README_SNIPPETS] == ["plain", "acknowledged"]
 
 
 @pytest.mark.parametrize(
@@ -113,6 +130,17 @@ def test_what_stays_is_still_a_script(around: str, snippet: str) -> None:
     left = cut("#!/bin/bash\n" + around % snippet)
     assert "mosquitto" not in left
     assert subprocess.run(["bash", "-n"], input=left.encode(), check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "line", [" #" * 2000 + '"', "cd / " * 700, "x" * 60_000, '"', "# >>> GreenGrader\n# <<< GreenGrader\n"]
+)
+def test_a_hostile_script_does_not_take_long(line: str) -> None:
+    script = (f"{line}\n" * (62_000 // (len(line) + 1)) + PLAIN_SNIPPET).encode()
+    begin_s = time.process_time()
+    assert cut_fork_snippet(script)[1]
+    assert time.process_time() - begin_s < 2
+    assert cut_fork_snippet(script * 10) == (script * 10, False)
 
 
 WORDS = st.sampled_from([
