@@ -254,7 +254,7 @@ class Attached:
     """The bytes that a container prints, while it prints them. Unread, they make the program wait."""
 
     def __init__(self, engine: Engine, stream: Any) -> None:
-        self._engine, self._stream = engine, stream
+        self._engine, self._stream, self._closed = engine, stream, False
 
     def __enter__(self) -> Self:
         return self
@@ -264,7 +264,8 @@ class Attached:
 
     def close(self) -> None:
         """Takes nothing more: what the program prints from here on is thrown away, and it need not wait."""
-        if not self._stream.closed:
+        if not self._closed:
+            self._closed = True
             # The SDK's response holds the same socket; closing our end of it alone would not hang up.
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._stream.fileno())) as same:
                 same.shutdown(socket.SHUT_RDWR)

@@ -69,7 +69,7 @@ def to_unix(script: bytes) -> bytes:
 def _wants_command(lines: list[bytes]) -> bool:
     """Whether the last line that is neither blank nor a comment leaves a shell waiting for a command."""
     for line in reversed(lines[-SEARCHED_LINES:]):
-        code = _COMMENT_AT_END.sub("", line.decode("latin-1"))
+        code = _COMMENT_AT_END.sub("", line[-SEARCHED_CHARS:].decode("latin-1"))
         if code.strip():
             return bool(_WANTS_COMMAND.search(code))
     return False

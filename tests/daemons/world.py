@@ -127,7 +127,7 @@ class World:
         assert registered.returncode == 0, registered.stderr
         worker = self.start("execute", "--slots", str(slots), worker=name, **settings).ready()
         wait_until(
-            lambda: any(w.worker == name and w.accepting for w in self.store.workers()), 30, f"{name} to be seen"
+            lambda: any(w.worker == name and w.accepting for w in self.store.workers()), 30, lambda: f"{name} to be seen"
         )
         return worker
 
