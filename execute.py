@@ -1,27 +1,24 @@
 #!/usr/bin/env python3
 """A worker: takes jobs from `jobs/<worker>`, runs each in a container under limits, and sends what came of it.
 
-Reports each job as accepted before it starts, keeps the leases of its runs by heartbeats, builds an autograder's image once,
-and keeps every finished result in an outbox on disk until the broker has it. Knows no database and grades nothing: results.json
-travels as it was. Takes no jobs below the free-space limit.
+Reports each job as accepted before it starts, keeps the leases of its runs by heartbeats, builds an autograder's image
+once, and keeps every finished result in an outbox on disk until the broker has it. Knows no database and grades nothing:
+results.json travels as it was. Takes no jobs below the free-space limit.
 
     nohup python3 execute.py >> execute.log 2>&1 &
 
-SIGTERM: takes nothing more, lets its runs go on for GREENGRADER_STOP_GRACE_S, hands the others back. A second one: at once.
-Settings: GREENGRADER_MQTT_URL (the worker's account), GREENGRADER_WORKER_NAME, GREENGRADER_SLOTS, …; see `.env.example`.
+SIGTERM: takes nothing more, lets its runs go on for GREENGRADER_STOP_GRACE_S, hands the others back; a second one: at once.
+Settings: GREENGRADER_MQTT_URL (the worker's account), GREENGRADER_WORKER_NAME, GREENGRADER_SLOTS; see `.env.example`.
 Exit codes: 0 stopped by SIGTERM · 1 bug · 2 usage or settings · 3 broker or container engine away.
 """
 
 import argparse
 import logging
 import os
-import queue
 import secrets
 import shutil
 import socket
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from greengrader import config, daemon, sandbox
@@ -47,6 +44,7 @@ from greengrader.messages import (
 )
 from greengrader.mqtt import Incoming, Link
 from greengrader.outbox import Outbox
+from greengrader.slots import Slots, Taken
 
 log = logging.getLogger("greengrader")
 
@@ -55,7 +53,8 @@ def main(argv: list[str], stop: Stop) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slots", type=int, help="runs at a time (default: GREENGRADER_SLOTS, else one a core)")
     options = parser.parse_args(argv)
-    settings = config.load({**os.environ, "GREENGRADER_SLOTS": str(options.slots)} if options.slots is not None else None)
+    given = {} if options.slots is None else {"GREENGRADER_SLOTS": str(options.slots)}
+    settings = config.load({**os.environ, **given})
     daemon.log_to_stderr("execute", settings.log_level)
     name = settings.worker_name or socket.gethostname()
     worker = Worker(name, settings)
@@ -67,87 +66,62 @@ def main(argv: list[str], stop: Stop) -> int:
         outage_limit_s=settings.outage_limit_s,
         on_ready=worker.beat,
     )
-    worker.start(link)
     with link:
-        worker.send_outbox()
+        worker.start(link)
         log.info("ready worker=%s slots=%d broker=%s:%s", name, settings.slots, link.host, link.port)
         for message in link.messages(stop):
             worker.receive(message)
         worker.hand_back()
-    worker.close()
+    worker.images.close()
     return 0
 
 
 class Worker:
-    """The runs that this machine holds, and the threads that work on them: one a slot, one for heartbeats."""
+    """The engine, the link to the hub and the slots of this machine."""
 
     link: Link
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name, self.settings = name, settings
         self.state = settings.state_dir / f"worker-{name}"
-        self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.engine_name = engine_name(name, self.state)
-        self.outbox = Outbox(self.state / "outbox")
         self.sources = self.state / "autograders"
         self.sources.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.held: dict[tuple[int, int], Job] = {}  # (run, attempt): accepted, its end not confirmed yet
-        self.lock = threading.Lock()  # guards held
-        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.engine_name = engine_name(name, self.state)
+        self.outbox = Outbox(self.state / "outbox")
+        self.images = Images.connect(settings, self.state)
+        self.slots = Slots(settings.slots, self.grade, self.fault)
         self.beat_now = threading.Event()
         self.stopping = threading.Event()
+        self.full = threading.Event()  # the disk: no jobs until there is room
         self.killed = threading.Event()  # set: running containers are ended and their runs handed back
-        self.threads: list[threading.Thread] = []
 
     # ------------------------------------------------------------------------------------------- life
     def start(self, link: Link) -> None:
-        """Connects the engine, removes containers of an earlier life, starts the threads."""
+        """Clears up what an earlier life left: its containers, and finished results that the broker never got."""
         self.link = link
-        self.images = Images.connect(self.settings, self.state)
-        reaped = sandbox.reap_orphans(self.images.engine, self.engine_name, set())
-        if reaped:
-            log.warning("orphans removed containers=%d", reaped)
+        sandbox.reap_orphans(self.images.engine, self.engine_name, set())
         self.images.collect_garbage()
-        self.threads = [threading.Thread(target=self.guarded, args=(self.keep_beating,), name="heartbeat", daemon=True)]
-        for slot in range(self.settings.slots):
-            self.threads.append(threading.Thread(target=self.guarded, args=(self.work,), name=f"slot-{slot}", daemon=True))
-
-    def send_outbox(self) -> None:
-        """What was finished before the last end, then the threads begin."""
         for run_id, attempt, message in self.outbox.waiting():
             log.info("result sent again run=%d attempt=%d", run_id, attempt)
             self.link.confirm(self.link.publish(results_topic(self.name), message))
             self.outbox.remove(run_id, attempt)
-        for thread in self.threads:
-            thread.start()
+        self.slots.start()
+        daemon.thread("heartbeat", self.keep_beating, self.fault).start()
 
     def hand_back(self) -> None:
         """Ends in order: queued jobs go back at once, running ones after the grace; then says good-bye."""
         self.stopping.set()
         self.beat()
-        while not self.jobs.empty():
-            job = self.jobs.get()
-            if job is not None:
-                self.release(job, "the worker stops")
-        for _ in self.threads[1:]:
-            self.jobs.put(None)
-        deadline = time.monotonic() + self.settings.stop_grace_s
-        for thread in self.threads[1:]:
-            thread.join(max(deadline - time.monotonic(), 0))
+        for job in self.slots.close():
+            self.release(job, "the worker stops")
+        self.slots.join(self.settings.stop_grace_s)
         self.killed.set()
-        for thread in self.threads[1:]:
-            thread.join()
+        self.slots.join()
         self.link.confirm(self.link.publish(worker_topic(self.name, "heartbeat"), Gone().encode()))
 
-    def close(self) -> None:
-        self.images.close()
-
-    def guarded(self, work: Callable[[], None]) -> None:
-        """A thread's life: a fault that it cannot name ends the process through the main thread."""
-        try:
-            work()
-        except BaseException as error:
-            self.link.fail(error)
+    def fault(self, error: BaseException) -> None:
+        """A thread's fault that nobody can name ends the process, through the main thread."""
+        self.link.fail(error)
 
     # ---------------------------------------------------------------------------------- heartbeat thread
     def beat(self) -> None:
@@ -156,29 +130,40 @@ class Worker:
     def keep_beating(self) -> None:
         while True:
             if self.link.is_connected and not self.killed.is_set():
-                with self.lock:
-                    runs = list(self.held)
                 message = Heartbeat(
-                    runs=runs,
+                    runs=self.slots.held(),
                     slots=self.settings.slots,
-                    accepting=self.accepting(),
-                    autograders=sorted(self.images.digests() | {path.name for path in self.sources.iterdir()}),
+                    accepting=self.accepting() and self.has_room(),
+                    autograders=self.autograders(),
                 )
                 self.link.publish(worker_topic(self.name, "heartbeat"), message.encode(), expiry_s=60)
             self.beat_now.wait(self.settings.heartbeat_s)
             self.beat_now.clear()
 
     def accepting(self) -> bool:
-        """Takes jobs: not stopping, and enough room on the disks of the engine and of this worker."""
-        if self.stopping.is_set():
-            return False
+        return not self.stopping.is_set() and not self.full.is_set()
+
+    def has_room(self) -> bool:
+        """Whether the disks of the engine and of this worker are above the limit; removes images where they are not."""
         room = min(shutil.disk_usage(path).free for path in {self.state, self.images.data_root()})
-        if room < self.settings.min_free_disk_bytes:
+        if room >= self.settings.min_free_disk_bytes:
+            self.full.clear()
+            return True
+        if not self.full.is_set():
+            self.full.set()
             log.error("disk full free_bytes=%d limit_bytes=%d: takes no jobs until there is room", room,
                       self.settings.min_free_disk_bytes)  # fmt: skip
             self.images.collect_garbage(0)
-            return False
-        return True
+        return False
+
+    def autograders(self) -> list[str]:
+        """Digests of those whose image or source is here; of the sources alone while the engine is away."""
+        here = {path.name for path in self.sources.glob("[0-9a-f]*")}
+        try:
+            here |= self.images.digests()
+        except SandboxError as error:
+            log.warning("engine away reason=%s", error)
+        return sorted(here)
 
     # -------------------------------------------------------------------------------------- main thread
     def receive(self, incoming: Incoming) -> None:
@@ -196,54 +181,53 @@ class Worker:
         incoming.acknowledge()
 
     def take(self, job: Job) -> None:
-        """Queues the job for a slot, unless it is here already or there is no slot."""
-        with self.lock:
-            if (job.run_id, job.attempt) in self.held:
-                log.info("job known already run=%d attempt=%d", job.run_id, job.attempt)
-                return
-            full = len(self.held) >= self.settings.slots
-            if not full:
-                self.held[job.run_id, job.attempt] = job
-        if full or not self.accepting():
-            self.release(job, "the worker has no free slot" if full else "the worker takes no jobs now")
-        else:
-            self.jobs.put(job)
+        """Queues the job for a slot; what cannot be taken goes back to the hub."""
+        if not self.accepting():
+            self.release(job, "the worker takes no jobs now")
+            return
+        taken = self.slots.take(job)
+        if taken is Taken.full:
+            self.release(job, "the worker has no free slot")
+        elif taken is Taken.known:
+            log.info("job known already run=%d attempt=%d", job.run_id, job.attempt)
 
     def keep_source(self, message: Autograder) -> None:
         """Keeps the staff's code until the image is built from it."""
         part = self.sources / f".{message.digest}"
         part.write_bytes(message.parts.get("archive", b""))
         part.rename(self.sources / message.digest)
-        self.beat()
+        self.beat()  # the hub need not send it again
 
     # -------------------------------------------------------------------------------------- slot threads
-    def work(self) -> None:
-        while (job := self.jobs.get()) is not None:
-            self.grade(job)
-
     def grade(self, job: Job) -> None:
         """One attempt from start to end; our own faults become messages too."""
         self.send(Accepted(run_id=job.run_id, attempt=job.attempt))
         log.info("running run=%d attempt=%d", job.run_id, job.attempt)
         try:
-            image = self.images.ensure(job.autograder_digest, job.base_image, self.sources / job.autograder_digest)
-            self.run(job, image)
+            self.run(job, self.image_for(job))
         except AutograderMissing as error:
             self.release(job, str(error), autograder_missing=True)
         except AutograderBroken as error:
             log.error("autograder broken run=%d digest=%s reason=%s", job.run_id, job.autograder_digest[:12], error)
             self.fail(job, str(error), for_good=True, build_log=error.build_log)
-        except (SandboxError, ServiceUnavailable) as error:
+        except SandboxError as error:
             if self.killed.is_set():
                 self.release(job, "the worker stops")
             else:
                 log.error("failed run=%d attempt=%d reason=%s", job.run_id, job.attempt, error)
                 self.fail(job, str(error))
 
+    def image_for(self, job: Job) -> BuiltImage:
+        """The autograder's image, built if need be; then its source is not needed here any more."""
+        source = self.sources / job.autograder_digest
+        image = self.images.ensure(job.autograder_digest, job.base_image, source)
+        if image.built:
+            source.unlink(missing_ok=True)
+            self.images.collect_garbage()
+        return image
+
     def run(self, job: Job, image: BuiltImage) -> None:
         """Runs the job; its result is on its way before the container is removed."""
-        if image.built:
-            self.beat()  # the hub need not send this autograder again
         limits = job.limits(self.settings.run_limits())
         with sandbox.run(
             self.images.engine, image.reference, image.command, limits, job.parts.get("files", b""),
@@ -263,30 +247,23 @@ class Worker:
                 break
             except ServiceUnavailable as error:
                 log.warning("result waits run=%d attempt=%d reason=%s", job.run_id, job.attempt, error)
-        self.let_go(job)
+        self.slots.let_go(job)
         log.info("finished run=%d attempt=%d wall_s=%.3f", job.run_id, job.attempt, result.wall_s)
 
     def fail(self, job: Job, reason: str, *, for_good: bool = False, build_log: str = "") -> None:
         parts = {"build_log": build_log.encode()} if build_log else {}
         self.send(Failed(run_id=job.run_id, attempt=job.attempt, reason=reason[:1000], for_good=for_good, parts=parts))
-        self.let_go(job)
+        self.slots.let_go(job)
 
     def release(self, job: Job, reason: str, *, autograder_missing: bool = False) -> None:
         log.warning("handed back run=%d attempt=%d reason=%s", job.run_id, job.attempt, reason)
-        self.send(
-            Released(
-                run_id=job.run_id, attempt=job.attempt, reason=f"{self.name}: {reason}", autograder_missing=autograder_missing
-            )
-        )
-        self.let_go(job)
+        why = f"{self.name}: {reason}"
+        self.send(Released(run_id=job.run_id, attempt=job.attempt, reason=why, autograder_missing=autograder_missing))
+        self.slots.let_go(job)
 
     def send(self, message: Message) -> None:
-        """Sent in order and kept by paho while the broker is away; lost only with this process, as the lease allows for."""
+        """Sent in order, and kept by paho while the broker is away; lost only with this process: leases allow for that."""
         self.link.publish(results_topic(self.name), message.encode())
-
-    def let_go(self, job: Job) -> None:
-        with self.lock:
-            self.held.pop((job.run_id, job.attempt), None)
 
 
 def engine_name(worker: str, state: Path) -> str:
@@ -322,7 +299,7 @@ def result_of(job: Job, image: BuiltImage, limits: Limits, report: sandbox.RunRe
         cpus=limits.cpus,
         memory_bytes=limits.memory_bytes,
         image_built_s=image.build_s,
-        warnings=[*image.warnings, *report.warnings],
+        warnings=list(report.warnings),
         parts=parts,
     )
 

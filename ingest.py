@@ -2,7 +2,7 @@
 """Stores what Gradescope forks: MQTT topic `submissions` into Postgres.
 
 Reads the zips that the snippet publishes, checks them, stores each in one transaction (small ones share one), answers
-whoever asked for an answer, and only then acknowledges to the broker. A bad payload is kept in `rejected` with its reason.
+whoever asked for an answer, and only then acknowledges to the broker. A bad payload is kept in `rejected`, with its reason.
 Never grades, never dispatches, never drops an unstored payload: while Postgres is away nothing is acknowledged.
 
     nohup python3 ingest.py >> ingest.log 2>&1 &
@@ -28,7 +28,8 @@ from greengrader.mqtt import Incoming, Link
 
 log = logging.getLogger("greengrader")
 
-BATCH_PAYLOADS = 40
+IN_FLIGHT_PAYLOADS = 40
+BATCH_PAYLOADS = IN_FLIGHT_PAYLOADS // 2  # while these are stored, as many are on their way
 BATCH_BYTES = 2 * 1024 * 1024
 
 
@@ -42,7 +43,7 @@ def main(argv: list[str], stop: Stop) -> int:
         client_id="greengrader-ingest",
         subscribe=[SUBMISSIONS],
         spool=spool,
-        receive_maximum=BATCH_PAYLOADS,
+        receive_maximum=IN_FLIGHT_PAYLOADS,
         outage_limit_s=settings.outage_limit_s,
     )
     with Store.connect(settings.required("database_url"), application="ingest") as store, link:

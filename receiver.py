@@ -100,7 +100,9 @@ class Receiver:
         except ServiceUnavailable:
             raise
         except GreenGraderError as error:
-            self.record_failure(worker, Failed(run_id=message.run_id, attempt=message.attempt, reason=str(error)[:1000]))
+            self.record_failure(
+                worker, Failed(run_id=message.run_id, attempt=message.attempt, reason=str(error)[:1000])
+            )
             return True
 
     def record(self, worker: str, message: Message, incoming: Incoming) -> None:

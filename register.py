@@ -36,7 +36,9 @@ def main(argv: list[str], stop: Stop) -> int:
     parser = arguments()
     options = parser.parse_args(argv)
     if options.machine and len(options.machine) != len(POSITIONS):
-        parser.error(f"give all of {' '.join(f'<{name}>' for name in POSITIONS)}, or none: then they are read off this machine")
+        parser.error(
+            f"give all of {' '.join(f'<{name}>' for name in POSITIONS)}, or none: then they are read off this machine"
+        )
     settings = config.load()
     machine = dict(zip(POSITIONS, options.machine, strict=True)) if options.machine else this_machine(settings)
     try:
@@ -47,7 +49,10 @@ def main(argv: list[str], stop: Stop) -> int:
         return 2
     reply = ask(settings, registration, stop)
     if reply is None:
-        print(f"not registered: no answer in {ANSWER_TIMEOUT_S:.0f} s; is receiver.py running on the hub?", file=sys.stderr)
+        print(
+            f"not registered: no answer in {ANSWER_TIMEOUT_S:.0f} s; is receiver.py running on the hub?",
+            file=sys.stderr,
+        )
         return 1
     if reply.status != "accepted":
         print(f"not registered: {reply.detail.get('reason', 'no reason given')}", file=sys.stderr)
@@ -75,7 +80,9 @@ def this_machine(settings: Settings) -> dict[str, Any]:
     model = re.search(r"^(?:model name|Model|Hardware)\s*: (.+)", cpuinfo, re.M)
     memory = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"))
     caches = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
-    sizes_kib = [int(size[:-1]) * (1024 if size.endswith("M") else 1) for size in caches if re.fullmatch(r"\d+[KM]", size)]
+    sizes_kib = [
+        int(size[:-1]) * (1024 if size.endswith("M") else 1) for size in caches if re.fullmatch(r"\d+[KM]", size)
+    ]
     stated = re.search(r"^cache size\s*: (\d+) KB", cpuinfo, re.M)
     return {
         "ip": own_address(settings),

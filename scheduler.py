@@ -43,7 +43,9 @@ def main(argv: list[str], stop: Stop) -> int:
     settings = config.load()
     daemon.log_to_stderr("scheduler", settings.log_level)
     client_id = "greengrader-scheduler" + ("-once" if options.once else "")
-    link = Link(settings.required("mqtt_url"), client_id=client_id, keep_session=False, outage_limit_s=settings.outage_limit_s)
+    link = Link(
+        settings.required("mqtt_url"), client_id=client_id, keep_session=False, outage_limit_s=settings.outage_limit_s
+    )
     with Store.connect(settings.required("database_url"), application="scheduler") as store, link:
         store.listen(RUNS_CHANNEL, WORKERS_CHANNEL)
         scheduler = Scheduler(store, link, settings, options.policy)
@@ -76,7 +78,14 @@ class Scheduler:
         """Runs of workers that let their lease run out wait for a place again, or are given up."""
         for run in self.store.expire_leases(self.settings.max_attempts):
             level = logging.ERROR if run.state == "abandoned" else logging.WARNING
-            log.log(level, "lease expired run=%d attempt=%d worker=%s now=%s", run.run_id, run.attempt, run.worker, run.state)
+            log.log(
+                level,
+                "lease expired run=%d attempt=%d worker=%s now=%s",
+                run.run_id,
+                run.attempt,
+                run.worker,
+                run.state,
+            )
 
     def place(self) -> int:
         """Places as many runs as there are free slots; returns how many."""
@@ -85,7 +94,9 @@ class Scheduler:
             places = list(self.open_places())
             free = sum(place.free for place in places)
             queued = self.store.next_dispatched(min(free, PASS_RUNS)) if free else []
-            choices = choose(self.policy, [run.run_id for run in queued], places, chance=self.chance, after=self.last_worker)
+            choices = choose(
+                self.policy, [run.run_id for run in queued], places, chance=self.chance, after=self.last_worker
+            )
             if not choices:
                 break
             self.last_worker = choices[-1].worker
@@ -128,7 +139,9 @@ class Scheduler:
         """Until a run or a slot is free, or it is time to look at the leases."""
         while not stop:
             notices = self.store.wait(stop, FALLBACK_S if self.link.check() else 1.0)
-            if not notices or any(channel == WORKERS_CHANNEL or text.startswith(WORTH_A_PASS) for channel, text in notices):
+            if not notices or any(
+                channel == WORKERS_CHANNEL or text.startswith(WORTH_A_PASS) for channel, text in notices
+            ):
                 return
 
 

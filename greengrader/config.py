@@ -130,7 +130,9 @@ class Settings(BaseSettings):
         """The value of a setting that has no default; SettingsError where it is not set."""
         value = str(getattr(self, field) or "")
         if not value:
-            raise SettingsError(f"{PREFIX}{field.upper()} is not set; `. .greengrader/env` after `make up`, or see README")
+            raise SettingsError(
+                f"{PREFIX}{field.upper()} is not set; `. .greengrader/env` after `make up`, or see README"
+            )
         return value
 
     def masked(self) -> dict[str, Any]:

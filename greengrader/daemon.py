@@ -10,6 +10,7 @@ import random
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -113,11 +114,23 @@ class _OneLine(logging.Formatter):
     def converter(seconds: float | None) -> time.struct_time:
         return time.gmtime(seconds)
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - logging's own name
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         return f"{super().formatTime(record, datefmt)}.{int(record.msecs):03d}Z"
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+    def formatMessage(self, record: logging.LogRecord) -> str:
         return super().formatMessage(record).replace("\n", " | ")
+
+
+def thread(name: str, work: Callable[[], None], on_fault: Callable[[BaseException], None]) -> threading.Thread:
+    """A thread, not started yet, whose fault goes to `on_fault` instead of being printed and forgotten."""
+
+    def guarded() -> None:
+        try:
+            work()
+        except Exception as error:
+            on_fault(error)
+
+    return threading.Thread(target=guarded, name=name, daemon=True)
 
 
 def run(main: Callable[[list[str], Stop], int]) -> NoReturn:

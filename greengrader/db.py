@@ -8,6 +8,7 @@ import json
 import re
 import select
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -33,8 +34,12 @@ SLICE_BYTES = 4 * 1024 * 1024
 # one row of two columns, PostgreSQL's binary COPY format: signature, flags, extension; then per row its fields
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
 COPY_TRAILER = struct.pack("!h", -1)
-TOO_LARGE = "54"  # SQLSTATE class "program limit exceeded": the driver takes it for an outage, but no later try can help
-SETTINGS_FAULTS = re.compile(r"authentication failed|does not exist|no pg_hba.conf entry|invalid (dsn|connection|port)")
+TOO_LARGE = (
+    "54"  # SQLSTATE class "program limit exceeded": the driver takes it for an outage, but no later try can help
+)
+SETTINGS_FAULTS = re.compile(
+    r"authentication failed|does not exist|no pg_hba.conf entry|invalid (connection|port|integer|sslmode)"
+)
 
 Row = TypeVar("Row")
 
@@ -155,7 +160,9 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -195,10 +202,13 @@ class Store:
         """[(channel, text)] that were notified; returns at the first one, at `stop`, or empty after the time."""
         connection = self._connection()
         with self._faults():
-            if not connection.notifies:
-                readable, _, _ = select.select([connection.fileno(), stop.fileno()], [], [], timeout_s)
-                if connection.fileno() in readable:
-                    connection.poll()
+            deadline = time.monotonic() + timeout_s
+            while not connection.notifies:
+                left_s = max(deadline - time.monotonic(), 0)
+                readable, _, _ = select.select([connection.fileno(), stop.fileno()], [], [], left_s)
+                if connection.fileno() not in readable:
+                    break
+                connection.poll()  # not always a notice: a server that goes says so first, and closes then
             notices = [(notice.channel, notice.payload) for notice in connection.notifies]
             connection.notifies.clear()
         return notices
@@ -212,7 +222,9 @@ class Store:
             cursor.execute("SELECT place, submission_key, run_id FROM receive_submissions(%s)", [columns])
             for place, submission_key, run_id in cursor.fetchall():
                 received[place] = Received(submission_key, run_id)
-            rows = [(struct.pack("!q", r.submission_key), new.payload) for r, new in zip(received, batch, strict=True) if r]
+            rows = [
+                (struct.pack("!q", r.submission_key), new.payload) for r, new in zip(received, batch, strict=True) if r
+            ]
             if rows:
                 _copy(cursor, "payloads (submission_key, zip)", rows)
         return received
@@ -258,7 +270,9 @@ class Store:
 
     def read_payload(self, submission_key: int, into: IO[bytes]) -> None:
         """Writes the zip into a file, slice by slice: never the whole of it in memory."""
-        self._slices("SELECT substring(zip FROM %s FOR %s) FROM payloads WHERE submission_key = %s", submission_key, into)
+        self._slices(
+            "SELECT substring(zip FROM %s FOR %s) FROM payloads WHERE submission_key = %s", submission_key, into
+        )
 
     def staff_autograder(self, assignment_id: int) -> str | None:
         """Digest of the zip that staff registered for the assignment."""
@@ -270,7 +284,9 @@ class Store:
     def has_autograder(self, digest: str) -> bool:
         return bool(self._query("SELECT 1 FROM autograders WHERE digest = %s", [digest]))
 
-    def add_autograder(self, digest: str, origin: str, base_image: str, warnings: Sequence[str], archive: bytes) -> None:
+    def add_autograder(
+        self, digest: str, origin: str, base_image: str, warnings: Sequence[str], archive: bytes
+    ) -> None:
         self._query(
             "INSERT INTO autograders (digest, origin, base_image, warnings, archive) VALUES (%s, %s, %s, %s, %s)"
             " ON CONFLICT DO NOTHING",
@@ -340,7 +356,9 @@ class Store:
         return into.getvalue()
 
     def note_autograder_sent(self, worker: str, digest: str) -> None:
-        self._query("INSERT INTO worker_autograders (worker, digest) VALUES (%s, %s) ON CONFLICT DO NOTHING", [worker, digest])
+        self._query(
+            "INSERT INTO worker_autograders (worker, digest) VALUES (%s, %s) ON CONFLICT DO NOTHING", [worker, digest]
+        )
 
     def expire_leases(self, max_attempts: int) -> list[Run]:
         return self._rows(Run, self._RUN.replace("FROM runs r", "FROM expire_leases(%s) r"), max_attempts)
@@ -420,7 +438,9 @@ class Store:
     def drain_worker(self, worker: str, draining: bool) -> bool:
         return bool(self._query("SELECT 1 FROM drain_worker(%s, %s)", [worker, draining]))
 
-    def table(self, sql_view: str, where: str = "true", *values: Any, order: str = "1", limit: int = 1000) -> list[dict[str, Any]]:
+    def table(
+        self, sql_view: str, where: str = "true", *values: Any, order: str = "1", limit: int = 1000
+    ) -> list[dict[str, Any]]:
         """Rows of a view as {column: value}; `where`, `order` are this program's own text, never a user's."""
         with self._cursor() as cursor:
             cursor.execute(f"SELECT * FROM {sql_view} WHERE {where} ORDER BY {order} LIMIT %s", [*values, limit])

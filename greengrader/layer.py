@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from greengrader.engine import Engine, EngineRefused
+from greengrader.engine import Engine, EngineFacts, EngineRefused
 
 AUTOGRADER = "/autograder"
 RESULTS = f"{AUTOGRADER}/results/results.json"
@@ -60,10 +60,10 @@ class Layer:
     lower: tuple[Path, ...]
 
 
-def layer_of(engine: Engine, inspected: dict[str, Any]) -> Layer | None:
+def layer_of(facts: EngineFacts, inspected: dict[str, Any]) -> Layer | None:
     """The container's layer, from the engine's description of it; None where we cannot see it."""
     data = (inspected.get("GraphDriver") or {}).get("Data") or {}
-    if not engine.facts.has_readable_layers or "UpperDir" not in data:
+    if not facts.has_readable_layers or "UpperDir" not in data:
         return None
     upper = Path(data["UpperDir"])
     return Layer(upper, tuple(Path(each) for each in data.get("LowerDir", "").split(":"))) if upper.is_dir() else None

@@ -186,7 +186,7 @@ def _execute(
     engine: Engine, container_id: str, limits: Limits, files: bytes, meter: Meter, cancelled: Event
 ) -> RunReport:
     path = f"/containers/{container_id}"
-    files_in_sight = layer.layer_of(engine, engine.ask("describe the container", "GET", f"{path}/json"))
+    files_in_sight = layer.layer_of(engine.facts, engine.ask("describe the container", "GET", f"{path}/json"))
     layer.put(engine, container_id, files_in_sight, files)
     watch = _Watch(limits, meter, DiskWatch(engine, container_id, files_in_sight, limits.disk_bytes), cancelled)
     output = Output(limits.log_bytes)
@@ -215,7 +215,7 @@ def _execute(
         output=bytes(output),
         started_at=started_at,
         finished_at=finished_at,
-        wall_s=(finished_at - started_at).total_seconds(),
+        wall_s=max((finished_at - started_at).total_seconds(), 0.0),
         cpu_s=usage.cpu_s,
         peak_memory_bytes=usage.peak_memory_bytes,
         usage_method=usage.method,

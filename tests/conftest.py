@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-from services import Broker, Postgres, start_mosquitto, start_postgres
 
 from greengrader.db import Store
 from greengrader.mqtt import Link
+from services import Broker, Postgres, start_mosquitto, start_postgres
 
 REQUIRED = set(filter(None, os.environ.get("GREENGRADER_REQUIRE", "").split(",")))
 _names = itertools.count(1)

@@ -25,7 +25,9 @@ def energy_kwh(
     where cpu_s is the CPU time used on all cores, cpus and memory_bytes what was reserved, in cores and bytes.
     """
     joules = (
-        cpu_s * (watts.full - watts.idle) + wall_s * cpus * watts.idle + wall_s * memory_bytes / 1e9 * MEMORY_WATTS_PER_GB
+        cpu_s * (watts.full - watts.idle)
+        + wall_s * cpus * watts.idle
+        + wall_s * memory_bytes / 1e9 * MEMORY_WATTS_PER_GB
     )
     return joules / JOULES_PER_KWH * pue
 

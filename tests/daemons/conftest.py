@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from services import Broker, Postgres, start_mosquitto
 
+from services import Broker, Postgres, start_mosquitto
 from tests.conftest import fresh_database
 from tests.daemons.world import World
 

@@ -17,7 +17,9 @@ ROOT = "gradescope_data/autograder"
 
 
 def many_entries(count: int) -> bytes:
-    return build_zip([*payload_members(), *(Member(f"{ROOT}/submission/{number}") for number in range(count))], zip64=True)
+    return build_zip(
+        [*payload_members(), *(Member(f"{ROOT}/submission/{number}") for number in range(count))], zip64=True
+    )
 
 
 def encrypted() -> bytes:
@@ -26,7 +28,10 @@ def encrypted() -> bytes:
 
 def bomb() -> bytes:
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as zipped, zipped.open(f"{ROOT}/submission/zeros", "w") as file:
+    with (
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as zipped,
+        zipped.open(f"{ROOT}/submission/zeros", "w") as file,
+    ):
         for _ in range(40):
             file.write(bytes(1024 * 1024))
     return packed.getvalue()
@@ -125,7 +130,10 @@ def test_what_is_stored_is_what_was_sent(world: World) -> None:
     world.start("ingest").ready()
     raw = build_payload(
         {"answer.py": "print(42)\n"},
-        metadata={"id": 8, "users": [{"id": 5, "name": "Zo\u00eb", "email": "zoe@example.edu"}, {"id": 6, "name": "Al"}]},
+        metadata={
+            "id": 8,
+            "users": [{"id": 5, "name": "Zo\u00eb", "email": "zoe@example.edu"}, {"id": 6, "name": "Al"}],
+        },
         results={"score": "3.5", "tests": [], "output": "a\x00b"},
     )
     world.publish(raw)
@@ -157,7 +165,9 @@ def test_postgres_away_acknowledges_nothing_and_waits(world: World) -> None:
     world.store._query("SELECT 1")
     administer = world.administer
     administer(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
-    administer(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND application_name = 'ingest'")
+    administer(
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND application_name = 'ingest'"
+    )
     world.publish(payload(1))
     ingest.says("trying again")
     assert ingest.process.poll() is None

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from services import Broker, Postgres, start_mosquitto, start_postgres
 
 from greengrader.daemon import Stop
 from greengrader.db import Store
 from greengrader.mqtt import Link
+from services import Broker, Postgres, start_mosquitto, start_postgres
 from tests.conftest import fresh_database
 from tests.daemons.world import Daemon, World, payload, wait_until
 
@@ -143,7 +143,9 @@ def test_a_late_result_counts_for_nothing(hasty: Hasty) -> None:
         assert row["worker"] != holder and row["attempt"] == 2
     finally:
         frozen.process.send_signal(signal.SIGCONT)
-    wait_until(lambda: receiver.said().count("late result dropped") > before, 30, lambda: f"the late result\n{hasty.logs()}")
+    wait_until(
+        lambda: receiver.said().count("late result dropped") > before, 30, lambda: f"the late result\n{hasty.logs()}"
+    )
     hasty.check_each_graded_once(range(first, first + 1))
     assert other.terminate() == 0
 

@@ -30,7 +30,7 @@ def grade(stack: World, script: str, score: float = 1.0, **settings: object) -> 
 
 
 def test_a_completed_run_and_its_books(stack: World) -> None:
-    row = grade(stack, shell("echo working", "echo '{\"score\": 3, \"tests\": []}' > results/results.json"), score=3)
+    row = grade(stack, shell("echo working", 'echo \'{"score": 3, "tests": []}\' > results/results.json'), score=3)
     assert (row["state"], row["outcome"], row["score"], row["gradescope_score"]) == ("graded", "completed", 3, 3)
     assert (row["parity"], row["exit_status"], row["attempt"], row["worker"]) == ("match", 0, 1, "worker-1")
     assert row["output"] == "working\n" and row["results"] == {"score": 3, "tests": []}
@@ -91,7 +91,7 @@ def test_an_autograder_that_cannot_be_built_is_abandoned_with_its_log(stack: Wor
 
 
 def test_the_network_is_off_unless_the_assignment_asks(stack: World) -> None:
-    script = shell("test \"$(ls /sys/class/net)\" = lo && n=0 || n=1", "echo \"{\\\"score\\\": $n}\" > results/results.json")
+    script = shell('test "$(ls /sys/class/net)" = lo && n=0 || n=1', 'echo "{\\"score\\": $n}" > results/results.json')
     assert grade(stack, script)["score"] == 0
     assert grade(stack, script, network=True)["score"] == 1
 
@@ -184,7 +184,10 @@ def test_nothing_of_a_finished_run_is_left_on_the_engine(stack: World) -> None:
 
     def left() -> str:
         return subprocess.run(
-            ["docker", "ps", "-aq", "--filter", f"label=greengrader.worker={label}"], capture_output=True, text=True, check=True
+            ["docker", "ps", "-aq", "--filter", f"label=greengrader.worker={label}"],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
 
     wait_until(lambda: left() == "", 10, left)

@@ -21,7 +21,13 @@ def test_the_eight_values_and_the_options_are_stored(world: World) -> None:
     stored = [row[name] for name in ("node_ip", "worker", "cpu_model_name", "cpu_clock_rate", "cpu_sockets", "cpu_cores",
                                      "cache_size", "memory_size")]  # fmt: skip
     assert [str(value) for value in stored] == MACHINE
-    assert (row["region"], row["zone"], row["watts_min"], row["watts_max"], row["slots"]) == ("us-west", "ucsc", 0.6, 4, 16)
+    assert (row["region"], row["zone"], row["watts_min"], row["watts_max"], row["slots"]) == (
+        "us-west",
+        "ucsc",
+        0.6,
+        4,
+        16,
+    )
     assert row["last_seen_at"] is None  # registered is not alive
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import psycopg2
-from services import Broker
 
 from greengrader.db import Store
+from services import Broker
 from tests.builders import build_payload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,9 @@ class Daemon:
 
     def ready(self, timeout_s: float = 30) -> "Daemon":
         wait_until(
-            lambda: " ready" in self.said() or self.process.poll() is not None, timeout_s, lambda: f"{self.log.name} ready"
+            lambda: " ready" in self.said() or self.process.poll() is not None,
+            timeout_s,
+            lambda: f"{self.log.name} ready",
         )
         assert self.process.poll() is None, self.said()
         return self
@@ -127,7 +129,9 @@ class World:
         assert registered.returncode == 0, registered.stderr
         worker = self.start("execute", "--slots", str(slots), worker=name, **settings).ready()
         wait_until(
-            lambda: any(w.worker == name and w.accepting for w in self.store.workers()), 30, lambda: f"{name} to be seen"
+            lambda: any(w.worker == name and w.accepting for w in self.store.workers()),
+            30,
+            lambda: f"{name} to be seen",
         )
         return worker
 
@@ -162,7 +166,9 @@ class World:
             return row is not None and row["state"] in states
 
         wait_until(
-            arrived, timeout_s, lambda: f"submission {submission_id} to be {states}: {self.status(submission_id)}\n{self.logs()}"
+            arrived,
+            timeout_s,
+            lambda: f"submission {submission_id} to be {states}: {self.status(submission_id)}\n{self.logs()}",
         )
         row = self.status(submission_id)
         assert row is not None
