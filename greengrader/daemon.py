@@ -156,9 +156,9 @@ def run(main: Callable[[list[str], Stop], int]) -> NoReturn:
 
 def _nobody_reads() -> bool:
     """`greengrader status | head`: our output's reader has left. Then drops what is still to be written."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # a pipe without a reader is told as an error, asked for or not
+    if not any(told & (select.POLLERR | select.POLLHUP) for _, told in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True

@@ -1,6 +1,7 @@
 """A run's way to its end, live: what `dispatcher.py --wait` and `greengrader status --follow` show."""
 
 from collections.abc import Callable
+from datetime import UTC
 from typing import Any
 
 from greengrader.daemon import Stop
@@ -33,11 +34,12 @@ def follow(store: Store, run_id: int, stop: Stop, say: Callable[[str], None]) ->
 
 def line(event: dict[str, Any]) -> str:
     """One transition as one line, times in UTC."""
-    words = [f"{event['at']:%H:%M:%S}.{event['at'].microsecond // 1000:03d}", f"{event['to_state']:<10}"]
+    at = event["at"].astimezone(UTC)  # the session's time zone is the server's choice
+    words = [f"{at:%H:%M:%S}.{at.microsecond // 1000:03d}", f"{event['to_state']:<10}"]
     if event["worker"] and event["to_state"] in ("placed", "running", "graded"):
         words.append(f"on {event['worker']}")
     if event["attempt"] > 1:
         words.append(f"(attempt {event['attempt']})")
     if event["reason"]:
         words.append(f"- {event['reason']}")
-    return " ".join(words)
+    return " ".join(words).rstrip()

@@ -6,13 +6,13 @@ was last asked for, which the engine does not know. A build that failed is not t
 submissions fail at once. Nothing secret goes into a build: its only argument is the name of the base image.
 """
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -132,7 +132,7 @@ class Images:
         """
         limit_bytes = self._cache_bytes if max_bytes is None else max_bytes
         found = sorted(self._list(), key=self._last_used)
-        sizes = {image["Id"]: self._added_bytes(image) for image in found}
+        sizes = self._added_bytes(found)
         total_bytes, count = sum(sizes.values()), len(found)
         removed = []
         for image in found:
@@ -147,7 +147,7 @@ class Images:
         return removed
 
     # ------------------------------------------------------------------------------------------- one image
-    @contextmanager
+    @contextlib.contextmanager
     def _locked(self, digest: str) -> Iterator[None]:
         """Waits until no other thread or process is at this image, and marks it as used now."""
         path = self._lock_path(digest)
@@ -266,12 +266,13 @@ class Images:
         except FileNotFoundError:
             return float(image["Created"])
 
-    def _added_bytes(self, image: dict[str, Any]) -> int:
-        try:
-            base = self.engine.ask("describe an image", "GET", f"/images/{image['Labels'][LABEL_BASE]}/json")
-        except EngineRefused:
-            return int(image["Size"])
-        return max(int(image["Size"]) - int(base["Size"]), 0)
+    def _added_bytes(self, images: list[dict[str, Any]]) -> dict[str, int]:
+        """{image id: bytes that it adds to its base, or all of them where the base has gone}"""
+        bases: dict[str, int] = {}
+        for base in {image["Labels"].get(LABEL_BASE, "") for image in images} - {""}:
+            with contextlib.suppress(EngineRefused):
+                bases[base] = int(self.engine.ask("describe an image", "GET", f"/images/{base}/json")["Size"])
+        return {image["Id"]: max(image["Size"] - bases.get(image["Labels"].get(LABEL_BASE), 0), 0) for image in images}
 
     def _remove(self, digest: str, image: dict[str, Any]) -> bool:
         """True if the image is gone; False while it is in use, which the engine knows, or was just asked for."""

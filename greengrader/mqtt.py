@@ -1,7 +1,8 @@
 """A link to the broker: publish, iterate messages, acknowledge. The only module that knows paho.
 
 paho runs a network thread of its own, the only one that touches the socket. Its callbacks here only put marks into a
-queue (and large payloads into files), so no long work and no exception of ours ever happens on it. The main thread iterates:
+queue (and large payloads into files), so no long work and no exception of ours ever happens on it. The main thread
+iterates:
 
     with Link(url, client_id="greengrader-ingest", subscribe=["submissions"]) as link:
         for message in link.messages(stop):
@@ -238,10 +239,12 @@ class Link:
         self._receipts.acknowledged(mid, str(reason) if reason.is_failure else "")
 
     def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
-        payload: bytes | Path = bytes(message.payload)  # no copy: it is bytes already
-        if self._spool is not None and len(payload) > SPOOL_FROM_BYTES:
+        payload: bytes | Path
+        if self._spool is None or len(message.payload) <= SPOOL_FROM_BYTES:
+            payload = bytes(message.payload)
+        else:
             try:  # kept on disk from here on: payloads in flight do not add up in memory
-                payload = spool_payload(self._spool, payload)
+                payload = spool_payload(self._spool, message.payload)
             except OSError as error:  # not acknowledged: it comes again when there is room
                 self.fail(ServiceUnavailable(f"cannot write to {self._spool}: {error.strerror}"))
                 return
@@ -348,11 +351,13 @@ class Link:
 
 
 class _Client(paho.Client):
-    """paho's client, but it tells how its network thread ended, and reads every message that a broker may pass on."""
+    """paho's client, but it tells how its network thread ended, reads every message that a broker may pass on, and
+    copies no payload: paho does so six times, which is most of what a large one costs."""
 
     def __init__(self, ended: Callable[[BaseException | None], None], client_id: str) -> None:
         super().__init__(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5, manual_ack=True)
         self._ended = ended
+        self._payload = bytearray()  # of the message that is being read
 
     def loop_forever(self, *arguments: Any, **options: Any) -> MQTTErrorCode:
         try:
@@ -366,15 +371,25 @@ class _Client(paho.Client):
     def _handle_publish(self) -> MQTTErrorCode:
         """paho 2.2 ends the connection at U+FEFF in a property, which MQTT allows. The broker would send that message
         again for ever: anybody who may publish could stop a daemon for good. So it is read without its properties."""
+        packet: bytearray = self._in_packet["packet"]
+        has_mid = self._in_packet["command"] & 0x06
+        start = 2 + int.from_bytes(packet[:2], "big") + (2 if has_mid else 0)
+        length, width = VariableByteIntegers.decode(packet[start : start + 4])  # type: ignore[no-untyped-call]
+        head = packet[: start + width + length]
+        del packet[: len(head)]  # moves the array's begin, not its bytes
+        self._payload = packet
         try:
+            self._in_packet["packet"] = head
             return super()._handle_publish()
         except MalformedPacket:
-            packet = self._in_packet["packet"]
-            has_mid = self._in_packet["command"] & 0x06
-            start = 2 + int.from_bytes(packet[:2], "big") + (2 if has_mid else 0)
-            length, width = VariableByteIntegers.decode(packet[start : start + 4])  # type: ignore[no-untyped-call]
-            self._in_packet["packet"] = packet[:start] + b"\0" + packet[start + width + length :]
+            self._in_packet["packet"] = head[:start] + bytes(1)
             return super()._handle_publish()
+        finally:
+            self._payload = bytearray()
+
+    def _handle_on_message(self, message: paho.MQTTMessage) -> None:
+        message.payload = self._payload
+        super()._handle_on_message(message)
 
 
 def _send_at_once(_client: Any, _data: Any, connection: Any) -> None:

@@ -7,7 +7,7 @@ graded(store, submission_id=1002, score=3.0)    with a result
 import hashlib
 from typing import Any
 
-from greengrader.db import NewSubmission, Placed, Received, Store
+from greengrader.db import NewSubmission, Placed, Received, Run, Store
 
 WORKER = "worker-1"
 SUBMISSION = 1001
@@ -53,12 +53,12 @@ def received(
     return stored
 
 
-def prepare(store: Store, run: Received, digest: str = DIGEST) -> Received:
+def prepare(store: Store, run: Received | Run, digest: str = DIGEST) -> Received:
     """The run, which now waits for a place: its autograder and its files are stored, as the dispatcher does it."""
     store.add_autograder(digest, "derived", BASE_IMAGE, [], b"tar.gz of the autograder")
     store.add_submission_archive(run.submission_key, b"tar.gz of the submission")
     assert store.dispatch_run(run.run_id, digest), f"run {run.run_id} is not received any more"
-    return run
+    return Received(run.submission_key, run.run_id)
 
 
 def dispatched(store: Store, submission_id: int = SUBMISSION, *, digest: str = DIGEST, **columns: Any) -> Received:

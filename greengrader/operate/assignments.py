@@ -14,7 +14,7 @@ from greengrader.config import MQTT_MAX_BYTES
 from greengrader.errors import GreenGraderError, NotFound, PayloadRejected
 from greengrader.limits import MEBIBYTE
 from greengrader.operate import quantities
-from greengrader.operate.desk import Commands, Desk, declare, identifier
+from greengrader.operate.desk import ALL, Commands, Desk, declare, identifier
 from greengrader.operate.tables import details, json_line, moment, printable, table
 
 COLUMNS = (
@@ -143,7 +143,7 @@ def instant(text: str) -> str:
 def show(desk: Desk) -> int:
     assignment_id = desk.options.assignment
     where, values = ("true", ()) if assignment_id is None else ("assignment_id = %s", (assignment_id,))
-    rows = desk.store.table("assignment_status", where, *values, order="assignment_id")
+    rows = desk.store.table("assignment_status", where, *values, order="assignment_id", limit=ALL)
     if assignment_id is not None and not rows:
         raise unknown(assignment_id)
     if desk.options.json:
@@ -171,7 +171,7 @@ def describe(row: dict[str, Any]) -> str:
         ("title", row["title"]),
         ("course", str(row["course_id"] or "")),
         ("here", ", ".join(counts) or "nothing yet"),
-        ("parity", f"{row['differs']} differ from Gradescope's score" if row["differs"] else None),
+        ("parity", f"{row['differs']} scores differ from Gradescope's" if row["differs"] else None),
         ("backend", row["backend"]),
         ("base image", decided(row["base_image"], row["base_image"])),
         ("cpus", decided(row["cpus"], f"{row['cpus']}")),

@@ -11,6 +11,7 @@ from greengrader.daemon import Stop
 from greengrader.db import Store
 
 MAX_ID = 2**63 - 1  # Postgres's bigint
+ALL = 1_000_000  # rows of what is few: workers, assignments
 
 
 class Commands(Protocol):

@@ -54,7 +54,7 @@ def show(desk: Desk) -> int:
     facts = [
         ("reason", row["reason"]),
         ("received", f"{moment(row['received_at'])}" + (f", {row['times']} times" if row["times"] > 1 else "")),
-        ("size", f"{quantities.memory(row['payload_bytes'])} ({row['payload_bytes']} bytes)"),
+        ("size", f"{row['payload_bytes']:,} bytes"),
         ("SHA-256", row["payload_digest"]),
         ("taken as", row["retried_as"] and f"submission {row['retried_as']}"),
     ]

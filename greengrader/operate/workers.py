@@ -5,7 +5,7 @@ from typing import Any
 from greengrader.errors import NotFound
 from greengrader.limits import MEBIBYTE
 from greengrader.operate import quantities
-from greengrader.operate.desk import Commands, Desk, declare
+from greengrader.operate.desk import ALL, Commands, Desk, declare
 from greengrader.operate.tables import json_line, table
 
 COLUMNS = (
@@ -30,7 +30,7 @@ def add_command(commands: Commands) -> None:
 
 
 def list_workers(desk: Desk) -> int:
-    rows = desk.store.table("worker_status", order="worker")
+    rows = desk.store.table("worker_status", order="worker", limit=ALL)
     for row in rows:
         row["condition"] = condition(row, desk.settings.worker_silent_s)
     if desk.options.json:

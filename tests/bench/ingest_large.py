@@ -13,7 +13,7 @@ from tests.bench.stage import Stage, Transitions, connection, open_session, publ
 from tests.builders import SUBMITTED_S, Member, build_payload
 from tests.daemons.world import World
 
-PAYLOADS = 8
+PAYLOADS = 16
 PAYLOAD_BYTES = 20 * MEGABYTE
 ROUNDS = 3
 BAR = 0.8

@@ -48,7 +48,7 @@ def greengrader(
     def run(*words: str, stop: Stop | None = None) -> Answer:
         capsys.readouterr()
         try:
-            code = main(list(words), stop or Stop())
+            code = main(list(words), Stop() if stop is None else stop)
         except SystemExit as usage:
             code = int(usage.code or 0)
         said = capsys.readouterr()

@@ -37,7 +37,10 @@ def test_times_are_utc_whatever_the_session_says(
     monkeypatch.setenv("PGTZ", "Asia/Tokyo")
     (shown,) = greengrader("status", "--json").json_lines
     assert shown["received_at"].endswith("Z")
-    assert shown["received_at"][:19] + "Z" in greengrader("status").out
+    received = shown["received_at"][:19]
+    assert f"{received}Z" in greengrader("status").out
+    assert f"{received}Z" in greengrader("status", "1001").out
+    assert f"    {received[11:]}" in greengrader("status", "1001").out
 
 
 def test_the_table_can_be_narrowed(greengrader: Command, store: Store) -> None:
@@ -67,8 +70,8 @@ def test_the_details_of_a_submission_tell_its_whole_story(greengrader: Command, 
     rows.graded(store, 1001, warnings=["source/ was derived"])
     words = greengrader("status", "1001").words
     for fact in (
-        "submission 1001 of assignment 7", "score 8 of 10", "Gradescope 8 (the same)", "wall time 2 s", "CPU time 0.5 s",
-        "peak memory 20 MiB of 768 MiB", "energy 1.5 mWh", "emissions 600 µg CO2e (400 gCO2e/kWh, setting",
+        "submission 1001 of assignment 7", "score 8 of 10", "Gradescope 8 (the same)", "wall time 2 s",
+        "CPU time 0.5 s", "peak memory 20 MiB of 768 MiB", "energy 1.5 mWh", "emissions 600 µg CO2e (400 gCO2e/kWh, setting",
         "warning source/ was derived", "place worker-1, home", "received", "dispatched", "placed on worker-1",
         "it was free", "running on worker-1", "graded on worker-1", "autograder aaaaaaaaaaaa (derived)",
     ):  # fmt: skip
@@ -114,7 +117,7 @@ def test_what_makes_no_sense_is_a_usage_error(greengrader: Command, words: list[
     assert "usage: python3 -m greengrader status" in answer.err
 
 
-# -------------------------------------------------------------------------------------------------------- terminal escapes
+# ----------------------------------------------------------------------------------------------------- terminal escapes
 def test_nothing_that_a_student_wrote_commands_the_terminal(greengrader: Command, store: Store) -> None:
     rows.finish(
         store,
@@ -125,7 +128,8 @@ def test_nothing_that_a_student_wrote_commands_the_terminal(greengrader: Command
     )  # fmt: skip
     rows.abandoned(store, 1002, ESCAPES)
     for words in (
-        ["status"], ["status", "--json"], ["status", "1001", "--identities"], ["status", "1001", "--json", "--identities"],
+        ["status"], ["status", "--json"], ["status", "1001", "--identities"],
+        ["status", "1001", "--json", "--identities"],
         ["status", "1001", "--log"], ["status", "1001", "--follow"], ["status", "1002"], ["status", "1002", "--follow"],
         ["results", "1001"], ["results", "1001", "--csv", "--identities"], ["results", "1001", "--json"],
         ["results", "--assignment", "7", "--identities"], ["assignment", "show"], ["assignment", "show", "7"],
@@ -142,7 +146,7 @@ def test_json_means_the_same_as_what_is_stored(greengrader: Command, store: Stor
     assert document["runs"][0]["result"]["output"] == ESCAPES + "\n\té"
 
 
-# --------------------------------------------------------------------------------------------------------------------- log
+# ------------------------------------------------------------------------------------------------------------------ log
 def test_the_log_is_what_the_autograder_printed(greengrader: Command, store: Store) -> None:
     rows.graded(store, 1001, output="one\ttwo\r\n\x1b[31mred\x1b[0m\nlast")
     assert greengrader("status", "1001", "--log").out == "one\ttwo\n\\x1b[31mred\\x1b[0m\nlast\n"
@@ -171,18 +175,26 @@ def test_before_anything_was_printed_there_is_no_log(greengrader: Command, store
     assert answer.code == 1 and "is running: nothing has been printed yet" in answer.err
 
 
-# ------------------------------------------------------------------------------------------------------------------ follow
+# --------------------------------------------------------------------------------------------------------------- follow
 def test_following_what_is_graded_shows_its_way_and_its_result(greengrader: Command, store: Store) -> None:
     rows.graded(store, 1001, outcome="timed_out", score=0.0, parity="differs", problem="It ran for too long.")
     answer = greengrader("status", "1001", "--follow")
     assert answer.code == 0
-    for fact in ("result timed_out", "problem It ran for too long.", "score 0 of 10", "Gradescope 8 (differs)", "1.5 mWh"):
+    for fact in (
+        "result timed_out",
+        "problem It ran for too long.",
+        "score 0 of 10",
+        "Gradescope 8 (differs)",
+        "1.5 mWh",
+    ):
         assert fact in answer.words
 
 
 def test_what_could_not_be_measured_is_said_to_be(greengrader: Command, store: Store) -> None:
     unknown = dict.fromkeys(("cpu_s", "peak_memory_bytes", "energy_usage", "carbon_emission", "carbon_source"))
-    rows.finish(store, rows.running(store, 1001, gradescope_score=None), **unknown, parity="no_reference", max_score=None)
+    rows.finish(
+        store, rows.running(store, 1001, gradescope_score=None), **unknown, parity="no_reference", max_score=None
+    )
     words = greengrader("status", "1001", "--follow").words
     for fact in ("CPU time not measured", "energy not measured", "emissions not measured", "Gradescope not sent along"):
         assert fact in words
@@ -224,9 +236,7 @@ def test_a_submission_is_followed_from_before_it_arrives(
     assert told == ["received", "dispatched", "placed", "running", "graded"]
 
 
-def test_what_never_arrives_is_not_waited_for_for_ever(
-    greengrader: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_never_arrives_is_not_waited_for_for_ever(greengrader: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "ARRIVAL_LIMIT_S", 0.2)
     answer = greengrader("status", "1001", "--follow")
     assert answer.code == 1 and "submission 1001 is not here" in answer.err
