@@ -8,6 +8,7 @@ Exit codes: 0 done · 1 not found, refused, or a bug · 2 usage or settings · 3
 """
 
 import argparse
+import io
 import sys
 
 from greengrader import daemon
@@ -22,6 +23,9 @@ NOUNS = (status.add_command, results.add_command, assignments.add_command, runs.
 
 
 def main(argv: list[str], stop: Stop) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode is no reason to fail
     options = arguments().parse_args(argv)
     with Desk(options, stop) as desk:
         try:

@@ -71,7 +71,7 @@ def save(desk: Desk, rejected_id: int, path: Path) -> None:
             desk.store.read_rejected(rejected_id, file)
     except OSError as error:
         raise GreenGraderError(f"cannot write {path}: {error.strerror}") from error
-    print(f"saved as {path}; beware, nobody has found it harmless")
+    print(f"saved as {path}, as it came: unpack it with care")
 
 
 def retry(desk: Desk) -> int:

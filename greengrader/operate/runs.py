@@ -41,7 +41,7 @@ def rerun(desk: Desk) -> int:
     queued = 0
     for row in rows:
         if desk.stop:
-            break
+            raise GreenGraderError(f"stopped before the end: {count(queued, 'run')} queued")
         newest = store.newest_run(row["submission_id"], row["assignment_id"])
         queued += newest is not None and store.rerun_submission(newest.submission_key) is not None
     if options.submission is not None and rows and not queued:

@@ -27,9 +27,10 @@ def measure(stage: Stage) -> list[Figure]:
 
         def bare_s(_: int) -> float:
             began = time.monotonic()
-            if subprocess.run(setting.bare_run, capture_output=True, check=False).returncode != 0:
-                raise NotMeasured("the bare docker run failed")
+            done = subprocess.run(setting.bare_run, capture_output=True, text=True, check=False)
             took_s = time.monotonic() - began
+            if done.returncode != 0:
+                raise NotMeasured(f"the bare docker run failed: {done.stderr.strip()[-500:]}")
             time.sleep(SETTLED_S)
             return took_s
 

@@ -81,9 +81,10 @@ class Transitions:
         self.seen.setdefault(state, 0)
         while self.seen[state] < count:
             for _, text in self._store.wait(self._stop, max(deadline - time.monotonic(), 0)):
-                arrived = text.split()[0]
+                arrived, run_id = text.split()
                 if arrived == "abandoned":
-                    raise NotMeasured(f"a run was given up: {text}")
+                    given_up = self._store.run(int(run_id))
+                    raise NotMeasured(f"run {run_id} was given up: {given_up and given_up.error}")
                 self.seen[arrived] = self.seen.get(arrived, 0) + 1
             if time.monotonic() >= deadline:
                 raise NotMeasured(f"after {patience_s:.0f} s {self.seen[state]} of {count} runs are {state}")

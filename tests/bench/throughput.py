@@ -37,8 +37,9 @@ def measure(stage: Stage) -> list[Figure]:
             numbers = "\n".join(map(str, range(RUNS)))
             began = time.monotonic()
             command = ["xargs", f"-P{SLOTS}", "-I{}", *setting.bare_run]
-            if subprocess.run(command, input=numbers, text=True, capture_output=True, check=False).returncode != 0:
-                raise NotMeasured("a bare docker run failed")
+            done = subprocess.run(command, input=numbers, text=True, capture_output=True, check=False)
+            if done.returncode != 0:
+                raise NotMeasured(f"a bare docker run failed: {done.stderr.strip()[-500:]}")
             return RUNS / (time.monotonic() - began)
 
         measured, reference = interleaved("throughput", ROUNDS, ours_per_s, bare_per_s)

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -44,12 +45,12 @@ def test_a_plain_message_has_nobody_to_answer(link_of: LinkOf, broker: Broker) -
 
 def test_what_was_acknowledged_does_not_come_again(link_of: LinkOf, client_id: str) -> None:
     publisher = link_of("hub")
-    with link_of("hub", client_id=client_id, keep_session=True, subscribe=SUBMISSIONS) as link:
+    with closing(link_of("hub", client_id=client_id, keep_session=True, subscribe=SUBMISSIONS)) as link:
         for payload in numbered(3):
             publisher.confirm(publisher.publish("submissions", payload))
         for message in taken(link, 3)[:2]:
             message.acknowledge()
-    with link_of("hub", client_id=client_id, keep_session=True, subscribe=SUBMISSIONS) as link:
+    with closing(link_of("hub", client_id=client_id, keep_session=True, subscribe=SUBMISSIONS)) as link:
         publisher.confirm(publisher.publish("submissions", b"marker"))
         again = taken(link, 2)
         assert payloads(again) == [b"message 2", b"marker"]
@@ -59,13 +60,13 @@ def test_what_was_acknowledged_does_not_come_again(link_of: LinkOf, client_id: s
 
 def test_what_was_not_acknowledged_comes_again_only_after_a_reconnect(link_of: LinkOf, client_id: str) -> None:
     publisher = link_of("hub")
-    with link_of("hub", client_id=client_id, keep_session=True, subscribe=SUBMISSIONS) as link:
+    with closing(link_of("hub", client_id=client_id, keep_session=True, subscribe=SUBMISSIONS)) as link:
         publisher.confirm(publisher.publish("submissions", b"kept in hand"))
         publisher.confirm(publisher.publish("submissions", b"next"))
         assert payloads(taken(link, 2)) == [b"kept in hand", b"next"]
         publisher.confirm(publisher.publish("submissions", b"marker"))
         assert payloads(taken(link, 1)) == [b"marker"], "not the first one once more"
-    with link_of("hub", client_id=client_id, keep_session=True, subscribe=SUBMISSIONS) as link:
+    with closing(link_of("hub", client_id=client_id, keep_session=True, subscribe=SUBMISSIONS)) as link:
         again = taken(link, 3)
         assert payloads(again) == [b"kept in hand", b"next", b"marker"], "in their order"
         for message in again:
@@ -78,7 +79,7 @@ def test_a_session_is_kept_while_nobody_is_there(link_of: LinkOf, broker: Broker
     publisher.confirm(publisher.publish("submissions", b"at QoS 1"))
     publish_outside(broker, "submit", "submissions", "at QoS 0, as the plain snippet does it")
     publish_outside(broker, "submit", "submissions", "at QoS 1 from outside", "-q", "1")
-    with link_of("hub", client_id=client_id, keep_session=True, subscribe=SUBMISSIONS) as link:
+    with closing(link_of("hub", client_id=client_id, keep_session=True, subscribe=SUBMISSIONS)) as link:
         messages = taken(link, 3)
         assert [message.raw.decode() for message in messages] == [
             "at QoS 1",
@@ -93,7 +94,7 @@ def test_a_session_that_is_not_to_be_kept_starts_empty(link_of: LinkOf, client_i
     link_of("hub", client_id=client_id, subscribe=SUBMISSIONS).close()
     publisher = link_of("hub")
     publisher.confirm(publisher.publish("submissions", b"while away"))
-    with link_of("hub", client_id=client_id, subscribe=SUBMISSIONS) as link:
+    with closing(link_of("hub", client_id=client_id, subscribe=SUBMISSIONS)) as link:
         publisher.confirm(publisher.publish("submissions", b"marker"))
         assert payloads(taken(link, 1)) == [b"marker"]
 
@@ -190,7 +191,7 @@ def test_payloads_are_kept_in_files_until_they_are_acknowledged(link_of: LinkOf,
 
 
 def test_files_of_messages_that_nobody_took_are_removed_at_the_end(link_of: LinkOf, tmp_path: Path) -> None:
-    with link_of("hub", subscribe=SUBMISSIONS, spool=tmp_path) as link:
+    with closing(link_of("hub", subscribe=SUBMISSIONS, spool=tmp_path)) as link:
         publisher = link_of("hub")
         for payload in numbered(3):
             publisher.confirm(publisher.publish("submissions", payload))

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 from services import Broker
@@ -66,7 +67,7 @@ def test_what_was_published_arrives_though_the_link_is_closed_at_once(link_of: L
     """More than paho lets under way at a time, and more than a socket's buffer holds."""
     reader = link_of("hub", subscribe=["results/+"], receive_maximum=3000)
     messages = [str(number).encode() * 100 for number in range(2500)]
-    with link_of("hub") as writer:
+    with closing(link_of("hub")) as writer:
         for message in messages:
             writer.publish("results/worker-1", message)
     assert payloads(taken(reader, 2500)) == messages
@@ -76,7 +77,7 @@ def test_what_was_published_arrives_though_much_is_unread(link_of: LinkOf) -> No
     """A socket that is closed with unread bytes is reset, and what it had to send may be lost."""
     reader = link_of("hub", subscribe=["results/+"])
     flood = link_of("hub")
-    with link_of("hub", subscribe=["submissions"]) as writer:
+    with closing(link_of("hub", subscribe=["submissions"])) as writer:
         for _ in range(100):
             flood.publish("submissions", bytes(100_000))
         for number in range(30):

@@ -92,6 +92,13 @@ def test_exit_code_0(database: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "no submissions\n", "")
 
 
+def test_a_terminal_without_unicode_is_served(database: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows.abandoned(store, 1001, "über")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = process("status", "1001", "--identities", database_url=database)
+    assert (done.returncode, done.stderr) == (0, "") and "\\xfcber" in done.stdout
+
+
 def test_exit_code_1_where_it_is_not_found(database: str) -> None:
     done = process("results", "1001", database_url=database)
     assert (done.returncode, done.stdout) == (1, "")

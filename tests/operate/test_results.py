@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from greengrader.daemon import Stop
 from greengrader.db import Store
 from greengrader.operate import results
 from tests import rows
@@ -135,6 +136,15 @@ def test_an_assignment_is_read_in_portions(greengrader: Command, store: Store, m
     found = table_of(greengrader("results", "--assignment", "7", "--csv"))
     assert [row["submission_id"] for row in found] == ["1", "2", "3", "4", "5", "6", "7"]
     assert len(asked) == 4
+
+
+@pytest.mark.parametrize("form", ["--csv", "--json"])
+def test_half_of_the_results_are_not_taken_for_all(greengrader: Command, store: Store, form: str) -> None:
+    rows.received(store, 1001)
+    stop = Stop()
+    stop.set()
+    answer = greengrader("results", "--assignment", "7", form, stop=stop)
+    assert answer.code == 1 and "not complete" in answer.err
 
 
 @pytest.mark.parametrize("words", [["1001"], ["--assignment", "7"], ["--assignment", "7", "--csv"]])

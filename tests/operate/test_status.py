@@ -71,7 +71,8 @@ def test_the_details_of_a_submission_tell_its_whole_story(greengrader: Command, 
     words = greengrader("status", "1001").words
     for fact in (
         "submission 1001 of assignment 7", "score 8 of 10", "Gradescope 8 (the same)", "wall time 2 s",
-        "CPU time 0.5 s", "peak memory 20 MiB of 768 MiB", "energy 1.5 mWh", "emissions 600 µg CO2e (400 gCO2e/kWh, setting",
+        "CPU time 0.5 s", "peak memory 20 MiB of 768 MiB", "energy 1.5 mWh",
+        "emissions 600 µg CO2e (400 gCO2e/kWh, setting",
         "warning source/ was derived", "place worker-1, home", "received", "dispatched", "placed on worker-1",
         "it was free", "running on worker-1", "graded on worker-1", "autograder aaaaaaaaaaaa (derived)",
     ):  # fmt: skip
