@@ -20,22 +20,21 @@ import logging
 import subprocess
 import sys
 import tempfile
-from io import BytesIO
 from pathlib import Path
 
-from greengrader import autograder, config, daemon
-from greengrader.config import MQTT_MAX_BYTES, Settings
+from greengrader import config, daemon
+from greengrader.config import Settings
 from greengrader.daemon import Outage, Stop
 from greengrader.db import RUNS_CHANNEL, Run, Store
 from greengrader.errors import GreenGraderError, NotFound, PayloadRejected, ServiceUnavailable
 from greengrader.follow import follow
 from greengrader.payload import Payload
+from greengrader.prepare import prepare
 
 log = logging.getLogger("greengrader")
 
 FALLBACK_S = 60.0
 PASS_RUNS = 20
-MESSAGE_MAX_BYTES = MQTT_MAX_BYTES - 64 * 1024  # room for topic and header
 POD_SH = Path(__file__).resolve().parent / "pod.sh"
 
 
@@ -161,40 +160,6 @@ def hand_over(store: Store, run: Run, settings: Settings) -> None:
     except (PayloadRejected, NotFound) as error:
         store.abandon_run(run.run_id, str(error))
         log.error("abandoned run=%d submission=%d reason=%r", run.run_id, run.submission_id, str(error))
-
-
-def prepare(store: Store, run: Run, settings: Settings) -> None:
-    """Stores the run's autograder and its files where they are not stored yet, then sets it free for the scheduler."""
-    digest = store.staff_autograder(run.assignment_id)
-    if digest is None or not store.has_submission_archive(run.submission_key):
-        with tempfile.NamedTemporaryFile(suffix=".zip") as file:
-            store.read_payload(run.submission_key, file)
-            file.flush()
-            with Payload.open(Path(file.name), settings.payload_limits()) as payload:
-                if not store.has_submission_archive(run.submission_key):
-                    archive = payload.submission_archive()
-                    check_size(archive, "the submission")
-                    store.add_submission_archive(run.submission_key, archive)
-                digest = digest or derive(store, run, payload, settings)
-    if store.dispatch_run(run.run_id, digest):
-        log.info("dispatched run=%d submission=%d autograder=%s", run.run_id, run.submission_id, digest[:12])
-
-
-def derive(store: Store, run: Run, payload: Payload, settings: Settings) -> str:
-    """Digest of the autograder that the payload carries; its archive is stored once."""
-    derived = autograder.derive(payload, store.base_image(run.assignment_id) or settings.base_image)
-    if not store.has_autograder(derived.digest):
-        archive = BytesIO()
-        derived.write_archive(archive)
-        check_size(archive.getvalue(), "the autograder")
-        store.add_autograder(derived.digest, derived.origin, derived.base_image, derived.warnings, archive.getvalue())
-        log.info("autograder derived digest=%s bytes=%d", derived.digest[:12], len(archive.getvalue()))
-    return derived.digest
-
-
-def check_size(archive: bytes, what: str) -> None:
-    if len(archive) > MESSAGE_MAX_BYTES:
-        raise PayloadRejected(f"{what} has {len(archive):,} bytes packed: too many for one MQTT message to a worker")
 
 
 def load(store: Store, run: Run, directory: Path, settings: Settings) -> None:

@@ -27,12 +27,16 @@ class DiskWatch:
         self._free_at_start_bytes = self._free_bytes()
         self._next_look = 0.0
 
+    def raise_if_disk_is_full(self) -> None:
+        """SandboxError where the machine itself is in danger."""
+        free_bytes = self._free_bytes()
+        if free_bytes is not None and free_bytes < FLOOR_BYTES:
+            raise SandboxError(f"only {free_bytes // MEBIBYTE} MiB are free on the container engine's disk")
+
     def exceeded(self) -> bool:
-        """True where the run's files have outgrown the limit; SandboxError where the machine's disk is nearly full."""
+        """True where the run's files have outgrown the limit."""
         free_bytes = self._free_bytes()
         if free_bytes is not None and self._free_at_start_bytes is not None:
-            if free_bytes < FLOOR_BYTES:
-                raise SandboxError(f"only {free_bytes // MEBIBYTE} MiB are free on the container engine's disk")
             if self._free_at_start_bytes - free_bytes < self._limit_bytes // 2:
                 return False
         began = time.monotonic()

@@ -81,6 +81,7 @@ class Engine:
         try:
             self._version = self.client.api_version
             self.facts = self._read_facts()
+            self.has_quotas = self.facts.may_have_quotas  # until it refuses to set one
         except (docker.errors.DockerException, SandboxError, OSError) as error:
             self.close()
             where = self._address.get("base_url") or "its usual socket"

@@ -19,6 +19,7 @@ from greengrader.limits import MEBIBYTE, Limits
 
 VERSION = 1
 HEADER_MAX_BYTES = 4 * MEBIBYTE
+PARTS_MAX_BYTES = 255 * MEBIBYTE  # MQTT carries 256 MiB, header and topic included
 RUN_ID_MAX = 2**63 - 1
 
 SUBMISSIONS = "submissions"

@@ -51,7 +51,7 @@ class RunCancelled(SandboxError):
 class RunReport:
     """What one run did. `results` and `results_problem` are both None where it left no results.json."""
 
-    exit_status: int | None  # None: it was killed by us
+    exit_status: int | None  # None: it was stopped, or went beyond a limit
     timed_out: bool
     oom_killed: bool
     results: bytes | None
@@ -150,7 +150,7 @@ def _container(
         host["CgroupParent"] = cgroup_parent
     if limits.runtime is not None:
         host["Runtime"] = limits.runtime
-    if engine.facts.may_have_quotas:
+    if engine.has_quotas:
         host["StorageOpt"] = {"size": str(limits.disk_bytes)}
     return {
         "Image": image,
@@ -176,6 +176,7 @@ def _create(engine: Engine, name: str, config: dict[str, Any]) -> str:
                 log.warning("leftover container removed name=%s", name)
                 _remove(engine, name)
             elif "storage-opt" in str(refused).lower() and config["HostConfig"].pop("StorageOpt", None):
+                engine.has_quotas = False
                 log.warning("the engine has no disk quotas; the size of a run's files is watched instead")
             else:
                 raise
@@ -202,7 +203,7 @@ def _execute(
     # The engine notes the start after it, so that the end of a run of a few milliseconds may seem to come first.
     finished_at = max(datetime.fromisoformat(state["FinishedAt"]), started_at)
     if stopped_for == _TOO_MUCH_DISK:
-        problem = f"The run was stopped because its files grew beyond {limits.disk_bytes // MEBIBYTE:,} MiB"
+        problem = f"The files of the run grew beyond {limits.disk_bytes // MEBIBYTE:,} MiB, which is its limit"
         results = layer.Found(problem=problem)
     else:
         results = layer.take_results(engine, container_id, files_in_sight, limits.results_bytes)
@@ -249,6 +250,11 @@ class _Watch:
         self.raise_if_cancelled()
         if now >= self._deadline:
             return _TIMED_OUT
+        self._disk.raise_if_disk_is_full()
+        return self.verdict()
+
+    def verdict(self) -> str | None:
+        """Why the run does not count, whether it still runs or not."""
         return _TOO_MUCH_DISK if self._disk.exceeded() else None
 
     def raise_if_cancelled(self) -> None:
@@ -287,7 +293,7 @@ def _follow(engine: Engine, container_id: str, attached: Attached, output: Outpu
         attached.close()
         _kill(engine, container_id)
     engine.ask("stop the container", "POST", f"/containers/{container_id}/wait", timeout_s=STOP_S)
-    return stopped_for
+    return stopped_for or watch.verdict()
 
 
 def _kill(engine: Engine, container_id: str) -> None:

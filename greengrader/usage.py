@@ -102,8 +102,9 @@ def remove_cgroup(key: str, among: tuple[Hierarchy, ...] | None = None) -> None:
                 Path(folder).rmdir()
             except FileNotFoundError:
                 continue
-            except OSError as error:  # a process still in it: the reaper comes again
-                log.warning("cgroup stays folder=%s reason=%s", folder, error.strerror)
+            except OSError as error:  # a process is still in it: the reaper comes again
+                log.warning("cgroup stays key=%s reason=%s", key, error.strerror)
+                return
 
 
 def cgroup_keys(among: tuple[Hierarchy, ...] | None = None) -> set[str]:

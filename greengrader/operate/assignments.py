@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from greengrader import autograder
-from greengrader.config import MQTT_MAX_BYTES
 from greengrader.errors import GreenGraderError, NotFound, PayloadRejected
 from greengrader.limits import MEBIBYTE
+from greengrader.messages import PARTS_MAX_BYTES
 from greengrader.operate import quantities
 from greengrader.operate.desk import ALL, Commands, Desk, declare, identifier
 from greengrader.operate.tables import details, json_line, moment, printable, table
@@ -22,7 +22,6 @@ COLUMNS = (
     "deadline", "title",
 )  # fmt: skip
 DEFAULTS: dict[str, Any] = {"backend": "docker", "priority": 0, "max_delay_s": 0.0}  # of any other: null
-ARCHIVE_MAX_BYTES = MQTT_MAX_BYTES - 64 * 1024  # it travels to a worker in one message, with room for topic and header
 MIN_MEMORY_BYTES = 16 * MEBIBYTE
 MEMORY_UNITS = {"": MEBIBYTE, "M": MEBIBYTE, "G": 1024 * MEBIBYTE}
 
@@ -221,7 +220,7 @@ def register(desk: Desk, path: Path, base_image: str) -> str:
     except PayloadRejected as rejection:
         raise GreenGraderError(f"{path} is no autograder that can be used: {rejection}") from rejection
     archive = packed.getvalue()
-    if len(archive) > ARCHIVE_MAX_BYTES:
+    if len(archive) > PARTS_MAX_BYTES:
         raise GreenGraderError(f"{path} has {len(archive):,} bytes packed again, too many for one message to a worker")
     for warning in made.warnings:
         print(f"note: {printable(warning)}")

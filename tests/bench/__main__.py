@@ -8,6 +8,7 @@ Exit codes: 0 measured, whether the bars are met or not · 1 something could not
 """
 
 import argparse
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
     began = time.monotonic()
     figures: list[Figure] = []
     remarks: list[str] = []
-    failed = False
+    failures: list[str] = []
     with tempfile.TemporaryDirectory(prefix="greengrader-bench-") as directory, Stage(Path(directory)) as stage:
         facts = machine.facts(stage)
         for name in options.names or NAMES:
@@ -46,17 +47,16 @@ def main(argv: list[str]) -> int:
                 figures += import_module(f"tests.bench.{name.replace('-', '_')}").measure(stage)
             except LeftOut as reason:
                 remarks.append(f"{name} is left out: {reason}")
-            except (NotMeasured, GreenGraderError, AssertionError, OSError) as error:
-                failed = True
+            except (NotMeasured, GreenGraderError, AssertionError, OSError, subprocess.SubprocessError) as error:
                 traceback.print_exc()
-                remarks.append(f"{name} could not be measured: {error}")
+                failures.append(f"{name} could not be measured: {error}")
     print("\n".join(f"{fact}: {value}" for fact, value in facts.items()))
     print(f"\n{table(figures)}\n")
-    missed = sum(figure.met is False for figure in figures)
-    remarks.append(f"{missed} bars are not met" if missed else "all bars are met")
-    remarks.append(f"medians, with the smallest and the largest round; took {time.monotonic() - began:.0f} s")
-    print("\n".join(remarks))
-    return 1 if failed else 0
+    bars = [figure.met for figure in figures if figure.met is not None]
+    print("\n".join([*remarks, *failures]))
+    print(f"{sum(bars)} of {len(bars)} bars are met. Medians, with the smallest and the largest round in brackets. "
+          f"Took {time.monotonic() - began:.0f} s.")  # fmt: skip
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

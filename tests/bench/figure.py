@@ -1,4 +1,4 @@
-"""One line of the table, and how the figures in it come about: rounds, interleaved with their reference, and medians."""
+"""The lines of the table, and how their figures come about: rounds in turn with those of the reference, and medians."""
 
 import statistics
 import sys
@@ -36,27 +36,29 @@ class Figure:
 
 
 def rate_figure(what: str, unit: str, measured: Sequence[float], reference: Sequence[float], bar: float) -> Figure:
-    """Medians of two rates in `unit` and their ratio against the least that is wanted of it."""
-    ours, theirs = statistics.median(measured), statistics.median(reference)
+    """Medians of two rates in `unit`, and the median of the rounds' ratios against the least that is wanted of it."""
+    ratio = statistics.median(ours / theirs for ours, theirs in zip(measured, reference, strict=True))
     return Figure(
         what,
-        f"{ours:,.1f} {unit} ({spread(measured)})",
-        f"{theirs:,.1f} {unit} ({spread(reference)})",
-        f"{ours / theirs:.0%}",
+        f"{statistics.median(measured):,.1f} {unit} ({spread(measured)})",
+        f"{statistics.median(reference):,.1f} {unit} ({spread(reference)})",
+        f"{ratio:.0%}",
         f">= {bar:.0%}",
-        ours / theirs >= bar,
+        ratio >= bar,
     )
 
 
 def spread(values: Sequence[float]) -> str:
     """Smallest to largest, as a remark."""
-    return f"{min(values):,.3g}..{max(values):,.3g}" if max(values) < 1000 else f"{min(values):,.0f}..{max(values):,.0f}"
+    return (
+        f"{min(values):,.3g}..{max(values):,.3g}" if max(values) < 1000 else f"{min(values):,.0f}..{max(values):,.0f}"
+    )
 
 
 def interleaved(
     name: str, rounds: int, measure: Callable[[int], float], refer: Callable[[int], float]
 ) -> tuple[list[float], list[float]]:
-    """The values of both, taken in turn, so that a noisy neighbour disturbs both alike; each gets the round's number."""
+    """The values of both, taken in turn: a noisy neighbour disturbs both alike. Each gets the round's number."""
     measured, reference = [], []
     for number in range(rounds):
         reference.append(refer(number))

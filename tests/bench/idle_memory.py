@@ -2,7 +2,7 @@
 
 import time
 
-from tests.bench.docker import base_image
+from tests.bench.containers import base_image
 from tests.bench.figure import Figure, LeftOut, progress
 from tests.bench.stage import Stage, memory_mb
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from greengrader.db import COPY_HEADER, COPY_TRAILER
 from tests.bench.figure import MEGABYTE, Figure, interleaved, progress, rate_figure
-from tests.bench.stage import Stage, Transitions, connection, open_session, publish_all, ready_at
+from tests.bench.stage import Stage, Transitions, bare_cursor, open_session, publish_all, ready_at
 from tests.builders import SUBMITTED_S, Member, build_payload
 from tests.daemons.world import World
 
@@ -33,7 +33,9 @@ def measure(stage: Stage) -> list[Figure]:
             daemon.terminate()
             return rate
 
-        measured, reference = interleaved("ingest-large", ROUNDS, ingest, lambda number: bare_copy(world, sample(number)))
+        measured, reference = interleaved(
+            "ingest-large", ROUNDS, ingest, lambda number: bare_copy(world, sample(number))
+        )
     what = f"ingest, {PAYLOADS} queued payloads of {PAYLOAD_BYTES // MEGABYTE} MB"
     return [rate_figure(what, "MB/s", measured, reference, BAR)]
 
@@ -58,7 +60,7 @@ def megabytes(payloads: Sequence[bytes]) -> float:
 
 def bare_copy(world: World, payloads: Sequence[bytes]) -> float:
     """MB/s into a table of the shape of `payloads`, out of memory."""
-    with connection(world) as bare, bare.cursor() as cursor:
+    with bare_cursor(world) as cursor:
         cursor.execute("CREATE TABLE bare (LIKE payloads INCLUDING ALL)")
         began = time.monotonic()
         for number, payload in enumerate(payloads):

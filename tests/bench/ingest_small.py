@@ -1,4 +1,4 @@
-"""Ingest of 2,000 payloads of 12 KB that wait in the broker, against bare one-row-one-commit inserts of the same bytes."""
+"""Ingest of 2,000 payloads of 12 KB that wait in the broker, against bare inserts of the same bytes, a commit each."""
 
 import random
 import time
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import psycopg2
 
 from tests.bench.figure import Figure, interleaved, progress, rate_figure
-from tests.bench.stage import Stage, Transitions, connection, open_session, publish_all, ready_at
+from tests.bench.stage import Stage, Transitions, bare_cursor, open_session, publish_all, ready_at
 from tests.builders import build_payload
 from tests.daemons.world import World
 
@@ -57,7 +57,7 @@ def payload(submission_id: int, content: bytes) -> bytes:
 
 def bare_inserts(world: World, payloads: Sequence[bytes]) -> float:
     """Rows a second, each committed by itself, in a table of the shape of `payloads`."""
-    with connection(world) as bare, bare.cursor() as cursor:
+    with bare_cursor(world) as cursor:
         cursor.execute("CREATE TABLE bare (LIKE payloads INCLUDING ALL)")
         began = time.monotonic()
         for number, payload in enumerate(payloads):

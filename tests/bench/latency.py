@@ -4,7 +4,7 @@ import statistics
 import subprocess
 import time
 
-from tests.bench.docker import base_image, graders, trivial_payload
+from tests.bench.containers import base_image, graders, trivial_payload
 from tests.bench.figure import Figure, NotMeasured, interleaved, spread
 from tests.bench.stage import Stage
 

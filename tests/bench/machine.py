@@ -5,9 +5,8 @@ import platform
 import subprocess
 from pathlib import Path
 
-from services import program
-
 from greengrader.db import Store
+from places import program
 from tests.bench.stage import Stage
 
 

@@ -1,7 +1,7 @@
 """The scheduler with 1,000 workers and 10,000 queued runs, and the same with 100,000 queued.
 
-The workers have 10,000 slots together, so as many runs are placed in each round. All jobs reach a subscriber, which stands
-for the workers. The queue is made by SQL.
+The workers have 10,000 slots together, so as many runs are placed in each round. All jobs reach a subscriber, which
+stands for the workers. The queue is made by SQL.
 """
 
 import subprocess
@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from services import program
-
+from places import program
 from tests.bench.figure import Figure, NotMeasured, progress, spread
-from tests.bench.stage import Stage, Transitions, connection, ready_at
+from tests.bench.stage import Stage, Transitions, bare_cursor, ready_at
 from tests.daemons.world import World, wait_until
 
 WORKERS, SLOTS = 1_000, 10
@@ -55,7 +54,9 @@ def measure(stage: Stage) -> list[Figure]:
     short, long = (sorted(rates[queued])[ROUNDS // 2] for queued in (SHORT_QUEUE, LONG_QUEUE))
     what = f"scheduler, {WORKERS:,} workers, {SHORT_QUEUE:,} runs queued"
     return [
-        Figure(what, f"{short:,.0f} /s ({spread(rates[SHORT_QUEUE])})", "", "", f">= {BAR_PER_S} /s", short >= BAR_PER_S),
+        Figure(
+            what, f"{short:,.0f} /s ({spread(rates[SHORT_QUEUE])})", "", "", f">= {BAR_PER_S} /s", short >= BAR_PER_S
+        ),
         Figure(
             f"the same with {LONG_QUEUE:,} queued",
             f"{long:,.0f} /s ({spread(rates[LONG_QUEUE])})",
@@ -70,7 +71,7 @@ def measure(stage: Stage) -> list[Figure]:
 def queue_up(world: World, queued: int) -> None:
     """Workers with free slots, and so many runs that wait for them."""
     values = {"workers": WORKERS, "slots": SLOTS, "queued": queued, "archive": ARCHIVE_BYTES}
-    with connection(world) as bare, bare.cursor() as cursor:
+    with bare_cursor(world) as cursor:
         cursor.execute(EMPTY)
         cursor.execute(FILL, values)
         cursor.execute(SETTLE)
@@ -84,7 +85,7 @@ def placements_per_s(world: World, transitions: Transitions) -> float:
         daemon = world.start("scheduler")
         ended = transitions.await_runs(expected, "placed")
         rate = expected / (ended - ready_at(daemon))
-        wait_until(lambda: received.read_bytes().count(b"\n") >= expected, 60, "all jobs to reach the workers")
+        wait_until(lambda: received.read_bytes().count(b"\n") >= expected, 60, lambda: "all jobs to reach the workers")
         daemon.terminate()
     if received.read_bytes().count(b"\n") != expected:
         raise NotMeasured("more jobs were sent than runs placed")
@@ -95,11 +96,25 @@ def placements_per_s(world: World, transitions: Transitions) -> float:
 def all_workers(world: World, received: Path) -> Iterator[None]:
     """One subscriber in the workers' place; writes the topic of each job on a line."""
     broker = world.broker
-    command = [program("mosquitto_sub"), "-V", "5", "-q", "1", "-p", str(broker.port), "-u", "hub", "-P", broker.password("hub")]
+    command = [
+        program("mosquitto_sub"),
+        "-V",
+        "5",
+        "-q",
+        "1",
+        "-p",
+        str(broker.port),
+        "-u",
+        "hub",
+        "-P",
+        broker.password("hub"),
+    ]
     with received.open("wb") as file:
         process = subprocess.Popen([*command, "-i", "bench-workers", "-t", "jobs/#", "-F", "%t"], stdout=file)
         try:
-            time.sleep(0.5)  # it does not say when it has subscribed; were it late, jobs would be missing and the round fail
+            time.sleep(
+                0.5
+            )  # it does not say when it has subscribed; were it late, jobs would be missing and the round fail
             yield
         finally:
             process.terminate()

@@ -1,5 +1,5 @@
-"""What the benchmarks run against: one Postgres that really writes to disk, a broker with the real configuration for each
-of them, and the daemons as processes.
+"""What the benchmarks run against: one Postgres that really writes to disk, a broker with the real configuration for
+each of them, and the daemons as processes.
 """
 
 import os
@@ -13,11 +13,11 @@ from typing import Self
 
 import psycopg2
 import psycopg2.extensions
-from services import start_mosquitto, start_postgres
 
 from greengrader.daemon import Stop
 from greengrader.db import RUNS_CHANNEL, Store
 from greengrader.mqtt import Link
+from services import start_mosquitto, start_postgres
 from tests.bench.figure import MEGABYTE, NotMeasured
 from tests.conftest import fresh_database
 from tests.daemons.world import WORKER, Daemon, World
@@ -39,7 +39,9 @@ class Stage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.postgres.stop()
         self.postgres.remove()
 
@@ -72,7 +74,9 @@ class Transitions:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._store.close()
 
     def await_runs(self, count: int, state: str, patience_s: float = PATIENCE_S) -> float:
@@ -118,14 +122,18 @@ def ready_at(daemon: Daemon) -> float:
 
 
 @contextmanager
-def connection(world: World) -> Iterator[psycopg2.extensions.connection]:
-    """A bare connection to the world's database, each statement a transaction of its own."""
-    opened = psycopg2.connect(world.database_url)
-    opened.autocommit = True
+def bare_cursor(world: World) -> Iterator[psycopg2.extensions.cursor]:
+    """A cursor of the driver itself in the world's database, each statement a transaction of its own."""
     try:
-        yield opened
-    finally:
-        opened.close()
+        connection = psycopg2.connect(world.database_url)
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                yield cursor
+        finally:
+            connection.close()
+    except psycopg2.Error as error:
+        raise NotMeasured(f"Postgres: {error}") from error
 
 
 def memory_mb(daemon: Daemon, line: str) -> float:

@@ -266,8 +266,9 @@ def test_cpu_share_is_in_force(grade: Grader) -> None:
     assert report.wall_s > 2.5 * 0.3
 
 
-def test_files_beyond_the_disk_limit_end_the_run(grade: Grader) -> None:
-    script = f"{WRITE_RESULTS}\nfor i in 1 2 3 4; do head -c 30M /dev/zero > /root/$i; done; sleep 60"
+@pytest.mark.parametrize("then", ["sleep 60", "exit 0"])
+def test_files_beyond_the_disk_limit_end_the_run(grade: Grader, then: str) -> None:
+    script = f"{WRITE_RESULTS}\nfor i in 1 2 3 4; do head -c 30M /dev/zero > /root/$i; done; {then}"
     report = grade(script, disk_bytes=64 * MEBIBYTE)
     assert (report.results, report.exit_status, report.timed_out) == (None, None, False)
     assert "beyond 64 MiB" in str(report.results_problem)

@@ -40,7 +40,9 @@ def graders(stage: Stage, name: str, base: str) -> Iterator[Graders]:
         digest = world.store.table("runs")[0]["autograder_digest"]
         image = autograder_image(str(digest))
         try:
-            yield Graders(world, transitions, ["docker", "run", "--rm", "--entrypoint", "/autograder/run_autograder", image])
+            yield Graders(
+                world, transitions, ["docker", "run", "--rm", "--entrypoint", "/autograder/run_autograder", image]
+            )
         finally:
             world.close()
             _docker("image", "rm", "--force", image)
