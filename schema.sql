@@ -244,7 +244,9 @@ CREATE TABLE IF NOT EXISTS results (
     carbon_emission_from_compute double precision,  -- gCO2e
     carbon_emission_from_migration double precision,-- gCO2e; NULL: not accounted
     carbon_emission double precision,               -- gCO2e
-    region text,
+    expected_region text,                           -- asked for when the run was placed; NULL: none was preferred
+    expected_zone text,
+    region text,                                    -- where it really ran
     zone text,
     node text,                                      -- worker or cluster node
     node_ip text,
@@ -372,11 +374,19 @@ BEGIN
         RETURNING runs.*;
 END $$;
 
+-- dispatched -> placed, in a pod: the lease belongs to the process that watches it (pod.sh, or the dispatcher)
+CREATE OR REPLACE FUNCTION place_pod(the_run bigint, reason text, lease_s double precision) RETURNS SETOF runs LANGUAGE sql AS $$
+    UPDATE runs SET state = 'placed', attempt = attempt + 1, worker = NULL, placement_reason = reason,
+            placed_at = now(), started_at = NULL, lease_expires_at = now() + make_interval(secs => lease_s)
+        WHERE run_id = the_run AND state = 'dispatched' AND backend = 'kubernetes' RETURNING *;
+$$;
+
 -- placed -> running
 CREATE OR REPLACE FUNCTION start_run(the_run bigint, the_attempt integer, the_worker text)
 RETURNS SETOF runs LANGUAGE sql AS $$
     UPDATE runs SET state = 'running', started_at = now()
-        WHERE run_id = the_run AND attempt = the_attempt AND worker = the_worker AND state = 'placed' RETURNING *;
+        WHERE run_id = the_run AND attempt = the_attempt AND worker IS NOT DISTINCT FROM the_worker
+            AND state = 'placed' RETURNING *;
 $$;
 
 -- placed, running -> graded. `result` has the columns of results.
@@ -418,7 +428,7 @@ CREATE OR REPLACE FUNCTION expire_leases(max_attempts integer) RETURNS SETOF run
             error = format('attempt %s: %s was not heard of before the lease ran out', attempt, worker),
             state = CASE WHEN failures + 1 >= max_attempts THEN 'abandoned' ELSE 'dispatched' END::run_state,
             finished_at = CASE WHEN failures + 1 >= max_attempts THEN now() END
-        WHERE run_id IN (SELECT run_id FROM runs WHERE state IN ('placed', 'running') AND lease_expires_at < now()
+        WHERE run_id IN (SELECT run_id FROM runs WHERE state IN ('placed', 'running') AND backend = 'docker' AND lease_expires_at < now()
                          AND lease_expires_at < (SELECT caught_up_at FROM receiver_progress) FOR UPDATE SKIP LOCKED) RETURNING *;
 $$;
 
@@ -442,6 +452,22 @@ RETURNS SETOF bigint LANGUAGE sql AS $$
         FROM unnest(the_runs, the_attempts) AS named (r, a)
         WHERE run_id = named.r AND attempt = named.a AND worker = the_worker AND state IN ('placed', 'running')
         RETURNING run_id;
+$$;
+
+-- Keeps the leases of the pods that a living process watches; returns the runs that are still its own.
+CREATE OR REPLACE FUNCTION extend_pod_leases(the_runs bigint[], the_attempts integer[], lease_s double precision)
+RETURNS SETOF bigint LANGUAGE sql AS $$
+    UPDATE runs SET lease_expires_at = now() + make_interval(secs => lease_s)
+        FROM unnest(the_runs, the_attempts) AS named (r, a)
+        WHERE run_id = named.r AND attempt = named.a AND backend = 'kubernetes' AND state IN ('placed', 'running')
+        RETURNING run_id;
+$$;
+
+-- Takes over the runs whose watching process let the lease run out; each goes to one taker.
+CREATE OR REPLACE FUNCTION adopt_pods(most integer, lease_s double precision) RETURNS SETOF runs LANGUAGE sql AS $$
+    UPDATE runs SET lease_expires_at = now() + make_interval(secs => lease_s)
+        WHERE run_id IN (SELECT run_id FROM runs WHERE state IN ('placed', 'running') AND backend = 'kubernetes'
+                         AND lease_expires_at < now() ORDER BY run_id LIMIT most FOR UPDATE SKIP LOCKED) RETURNING *;
 $$;
 
 CREATE OR REPLACE FUNCTION receiver_caught_up(at timestamptz) RETURNS void LANGUAGE sql AS $$

@@ -11,7 +11,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +24,7 @@ import psycopg2.extras
 
 from greengrader.daemon import Stop
 from greengrader.errors import GreenGraderError, NotFound, SchemaMismatch, ServiceUnavailable, SettingsError
+from greengrader.limits import Limits
 
 SCHEMA_VERSION = 1
 SCHEMA = Path(__file__).resolve().parent.parent / "schema.sql"
@@ -122,6 +123,24 @@ class Worker:
     @property
     def free(self) -> int:
         return max(self.slots - self.held, 0)
+
+
+@dataclass(frozen=True)
+class PodJob:
+    """What a run's pod is made from; None in a limit: the setting decides."""
+
+    autograder_digest: str
+    base_image: str
+    cpus: float | None
+    memory_bytes: int | None
+    timeout_s: float | None
+    network: bool | None
+    files: bytes  # tar.gz of submission/ and submission_metadata.json
+
+    def limits(self, default: Limits) -> Limits:
+        """The settings' limits, with those that the assignment overrides."""
+        return default.overridden(cpus=self.cpus, memory_bytes=self.memory_bytes, timeout_s=self.timeout_s,
+                                  network=self.network)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -363,6 +382,44 @@ class Store:
     def expire_leases(self, max_attempts: int) -> list[Run]:
         return self._rows(Run, self._RUN.replace("FROM runs r", "FROM expire_leases(%s) r"), max_attempts)
 
+    # --------------------------------------------------------------------------- pods: greengrader/kube/runner.py
+    def next_for_cluster(self, limit: int) -> list[Run]:
+        """Runs of the kubernetes backend that are in no pod yet: by priority, deadline, age."""
+        return self._rows(
+            Run,
+            self._RUN + "WHERE r.state IN ('received', 'dispatched') AND r.backend = 'kubernetes'"
+            " ORDER BY r.priority DESC, r.deadline, r.run_id LIMIT %s",
+            limit,
+        )
+
+    def pod_job(self, run_id: int) -> PodJob:
+        """What the pod of a prepared run is made from; NotFound where it is not prepared."""
+        job = self._row(
+            PodJob,
+            "SELECT r.autograder_digest, g.base_image, a.cpus, a.memory_bytes, a.timeout_s, a.network, f.archive"
+            " FROM runs r JOIN submissions s USING (submission_key) JOIN assignments a USING (assignment_id)"
+            " JOIN autograders g ON g.digest = r.autograder_digest JOIN submission_archives f USING (submission_key)"
+            " WHERE r.run_id = %s",
+            run_id,
+        )
+        if job is None:
+            raise NotFound(f"run {run_id} is not prepared")
+        return replace(job, files=bytes(job.files))
+
+    def place_pod(self, run_id: int, reason: str, lease_s: float) -> int | None:
+        """The attempt that begins; None where somebody else has placed, cancelled or ended the run meanwhile."""
+        attempt = self._scalar("SELECT attempt FROM place_pod(%s, %s, %s)", run_id, reason, lease_s)
+        return None if attempt is None else int(attempt)
+
+    def extend_pod_leases(self, runs: Sequence[tuple[int, int]], lease_s: float) -> set[int]:
+        """Run ids of the given (run id, attempt) pairs that are still held by who asks."""
+        sent = [[r for r, _ in runs], [a for _, a in runs], lease_s]
+        return {row[0] for row in self._query("SELECT extend_pod_leases(%s::bigint[], %s::integer[], %s)", sent)}
+
+    def adopt_pods(self, most: int, lease_s: float) -> list[Run]:
+        """Runs in pods that nobody watches any more, now held by who asks."""
+        return self._rows(Run, self._RUN.replace("FROM runs r", "FROM adopt_pods(%s, %s) r"), most, lease_s)
+
     # ------------------------------------------------------------------------------------- receiver: what workers say
     def start_run(self, run_id: int, attempt: int, worker: str) -> bool:
         return bool(self._query("SELECT 1 FROM start_run(%s, %s, %s)", [run_id, attempt, worker]))
@@ -399,7 +456,7 @@ class Store:
             [build_log, run_id],
         )
 
-    def result_context(self, run_id: int, worker: str) -> ResultContext | None:
+    def result_context(self, run_id: int, worker: str | None) -> ResultContext | None:
         return self._row(
             ResultContext,
             "SELECT s.submission_id, s.gradescope_score, g.warnings AS autograder_warnings, w.node_ip, w.region, w.zone,"

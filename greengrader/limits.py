@@ -1,6 +1,7 @@
 """What one run may use (the sandbox and the podspec enforce the same numbers), and what a payload may hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 MEBIBYTE = 1024 * 1024
 
@@ -19,6 +20,10 @@ class Limits:
     log_bytes: int = MEBIBYTE  # printed output that is kept
     results_bytes: int = 16 * MEBIBYTE  # results.json
     runtime: str | None = None  # of the container engine; None: its default
+
+    def overridden(self, **given: Any) -> Self:
+        """These limits, with the given ones that are not None in their place."""
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,9 @@ class Job(Message):
 
     def limits(self, default: Limits) -> Limits:
         """The worker's limits, with those that the assignment overrides."""
-        given = self.model_dump(include={"cpus", "memory_bytes", "timeout_s", "network"}, exclude_none=True)
-        return Limits(**{**default.__dict__, **given})
+        return default.overridden(
+            cpus=self.cpus, memory_bytes=self.memory_bytes, timeout_s=self.timeout_s, network=self.network
+        )
 
 
 # --------------------------------------------------------------------------------- worker to hub, results/<worker>
@@ -151,7 +152,7 @@ class Result(OfAttempt):
     wall_s: Amount
     cpu_s: Amount | None
     peak_memory_bytes: Bytes | None
-    usage_method: Literal["cgroup", "stats", "none"]
+    usage_method: Literal["cgroup", "container", "stats", "none"]
     timeout_s: Amount
     cpus: Amount
     memory_bytes: Bytes
