@@ -20,7 +20,9 @@ import logging
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 from greengrader import config, daemon
 from greengrader.config import Settings
@@ -31,10 +33,15 @@ from greengrader.follow import follow
 from greengrader.payload import Payload
 from greengrader.prepare import prepare
 
+if TYPE_CHECKING:
+    from greengrader.kube.runner import Runner
+
 log = logging.getLogger("greengrader")
 
 FALLBACK_S = 60.0
 PASS_RUNS = 20
+TROUBLE_S = 15.0  # when the cluster, its storage or the registry had trouble
+WORTH_A_PASS = ("received ", "dispatched ", "graded ", "abandoned ")  # something to do, or room for it
 POD_SH = Path(__file__).resolve().parent / "pod.sh"
 
 
@@ -125,32 +132,82 @@ def wait(store: Store, run: Run, stop: Stop) -> int:
 
 
 def watch(store: Store, settings: Settings, stop: Stop) -> int:
-    """Dispatches everything that is received, best first, until the stop."""
+    """Dispatches everything that is received, best first, until the stop; keeps the pods of kubernetes runs."""
     store.listen(RUNS_CHANNEL)
-    log.info("ready")
     outage = Outage(settings.outage_limit_s, stop)
-    told: set[int] = set()
-    while not stop:
-        try:
-            while not stop and (waiting := store.next_received(PASS_RUNS, "docker")):
-                for run in waiting:
-                    hand_over(store, run, settings)
-                    if stop:
+    with Pods(settings, stop) as pods:
+        log.info("ready")
+        while not stop:
+            try:
+                while not stop and (waiting := store.next_received(PASS_RUNS, "docker")):
+                    for run in waiting:
+                        hand_over(store, run, settings)
+                        if stop:
+                            break
+                pods.fill(store)
+                outage.over()
+                while not stop:
+                    notices = store.wait(stop, pods.patience_s())
+                    if not notices or any(text.startswith(WORTH_A_PASS) for _, text in notices):
                         break
-            for run in store.next_received(PASS_RUNS, "kubernetes"):
-                if run.run_id not in told:
-                    told.add(run.run_id)
-                    log.error("run=%d waits: pod.sh, the kubernetes backend, is not there in this version; "
-                              "`python3 -m greengrader assignment set %d --backend docker`",
-                              run.run_id, run.assignment_id)  # fmt: skip
-            outage.over()
-            while not stop:
-                notices = store.wait(stop, FALLBACK_S)
-                if not notices or any(text.startswith("received ") for _, text in notices):
-                    break
-        except ServiceUnavailable as error:
-            outage.wait(error)
+            except ServiceUnavailable as error:
+                outage.wait(error)
+        pods.raise_fault()
     return 0
+
+
+class Pods:
+    """The runner of kubernetes runs, made when the first of them comes: most hubs have none, and it weighs 40 MB."""
+
+    def __init__(self, settings: Settings, stop: Stop) -> None:
+        self._settings, self._stop = settings, stop
+        self._open = ExitStack()
+        self._runner: Runner | None = None
+        self._fault: BaseException | None = None
+        self._in_trouble = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def fill(self, store: Store) -> None:
+        """Begins as many runs as there is room for, and adopts those of a dispatcher that died."""
+        self._in_trouble = False
+        if self._runner is None and not (store.held_pods() or store.next_for_cluster(1)):
+            return
+        try:
+            runner = self._runner = self._runner or self._connected()
+        except GreenGraderError as error:  # the docker runs go on meanwhile
+            log.error("kubernetes runs wait reason=%s", error)
+            self._in_trouble = True
+            return
+        if (room := runner.room()) > 0:
+            for run in store.next_for_cluster(room):
+                runner.begin(run)
+
+    def patience_s(self) -> float:
+        return TROUBLE_S if self._in_trouble else FALLBACK_S
+
+    def raise_fault(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+
+    def _connected(self) -> "Runner":
+        from greengrader.kube.cluster import Cluster
+        from greengrader.kube.runner import Runner, template_for
+
+        cluster = self._open.enter_context(Cluster.connect(self._settings.kube_namespace))
+        runner = Runner(self._settings, cluster, template_for(self._settings), on_fault=self._end, on_trouble=self._trouble)
+        return self._open.enter_context(runner)
+
+    def _trouble(self, _run: Run, _error: GreenGraderError) -> None:
+        self._in_trouble = True  # nobody will tell when it is over: look again soon
+
+    def _end(self, error: BaseException) -> None:
+        self._fault = self._fault or error
+        self._stop.set()
 
 
 def hand_over(store: Store, run: Run, settings: Settings) -> None:

@@ -182,6 +182,8 @@ CREATE TABLE IF NOT EXISTS runs (
     worker text REFERENCES workers,                 -- of the current or last attempt
     lease_expires_at timestamptz,
     placement_reason text,                          -- one sentence: why there, why then
+    expected_region text,                           -- that a pod was placed for; NULL: none was preferred
+    expected_zone text,
     error text,                                     -- our last fault with this run, for people
     created_at timestamptz NOT NULL DEFAULT now(),
     dispatched_at timestamptz,
@@ -244,8 +246,6 @@ CREATE TABLE IF NOT EXISTS results (
     carbon_emission_from_compute double precision,  -- gCO2e
     carbon_emission_from_migration double precision,-- gCO2e; NULL: not accounted
     carbon_emission double precision,               -- gCO2e
-    expected_region text,                           -- asked for when the run was placed; NULL: none was preferred
-    expected_zone text,
     region text,                                    -- where it really ran
     zone text,
     node text,                                      -- worker or cluster node
@@ -375,8 +375,10 @@ BEGIN
 END $$;
 
 -- dispatched -> placed, in a pod: the lease belongs to the process that watches it (pod.sh, or the dispatcher)
-CREATE OR REPLACE FUNCTION place_pod(the_run bigint, reason text, lease_s double precision) RETURNS SETOF runs LANGUAGE sql AS $$
+CREATE OR REPLACE FUNCTION place_pod(the_run bigint, reason text, region text, zone text, lease_s double precision)
+RETURNS SETOF runs LANGUAGE sql AS $$
     UPDATE runs SET state = 'placed', attempt = attempt + 1, worker = NULL, placement_reason = reason,
+            expected_region = region, expected_zone = zone,
             placed_at = now(), started_at = NULL, lease_expires_at = now() + make_interval(secs => lease_s)
         WHERE run_id = the_run AND state = 'dispatched' AND backend = 'kubernetes' RETURNING *;
 $$;

@@ -8,11 +8,12 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import ConfigDict, Field, Json, PositiveFloat, PositiveInt, ValidationError, with_config
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on
 
 from greengrader.errors import SettingsError
 from greengrader.limits import MEBIBYTE, Limits, PayloadLimits
@@ -24,6 +25,21 @@ NOT_SETTINGS = ("GREENGRADER_REQUIRE",)
 MQTT_MAX_BYTES = 268_435_455  # the largest remaining length that MQTT can say
 
 WorkerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+
+# Names that Kubernetes takes: a label's value is a name, or empty; most objects are called like a host.
+ObjectName = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$")]
+LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class Toleration(TypedDict, total=False):
+    """A taint of nodes that pods put up with, as Kubernetes spells it."""
+
+    key: str
+    operator: Literal["Exists", "Equal"]
+    value: str
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
+    tolerationSeconds: int
 
 
 class Settings(BaseSettings):
@@ -87,6 +103,57 @@ class Settings(BaseSettings):
     image_build_timeout_s: PositiveFloat = Field(1200, description="for setup.sh and all")
     image_pull_timeout_s: PositiveFloat = Field(600, description="for one pull or push")
     image_cache_bytes: PositiveInt = Field(20 * 1024 * MEBIBYTE, description="unused images beyond this are removed")
+
+    # Kubernetes
+    kube_namespace: ObjectName = Field("greengrader", min_length=1, description="namespace of the pods")
+    kube_podspec: Path | None = Field(None, description="a podspec of your own; default: the project's pod.yaml")
+    kube_service_account: ObjectName = Field(
+        "", description="service account of the pods, whose token they never get; empty: the namespace's default"
+    )
+    kube_image_pull_secret: ObjectName = Field("", description="name of the Secret that nodes pull the images with")
+    kube_priority_class: ObjectName = Field("", description="priority class of the pods")
+    kube_tolerations: Json[tuple[Toleration, ...]] = Field(
+        (),
+        validate_default=False,  # the default is no JSON
+        description='taints that pods put up with, e.g. [{"key": "nautilus.io/reservation", "operator": "Exists"}]',
+    )
+    kube_node_selector: Json[dict[str, LabelValue]] = Field(
+        {}, validate_default=False, description='labels that a node must have, e.g. {"kubernetes.io/arch": "amd64"}'
+    )
+    kube_affinity: Literal["preferred", "required"] = Field(
+        "preferred", description="may a pod run elsewhere when the greenest region is full: preferred or required"
+    )
+    kube_region_scores: Json[dict[str, float]] = Field(
+        {},
+        validate_default=False,
+        description='how green each region.zone is, lower is greener, e.g. {"us-west.ucsc": 112, "us-east.mghpcc": 301}',
+    )
+    kube_queue: LabelValue = Field("", description="Kueue's local queue for the pods; empty: no Kueue")
+    kube_cpu_request: float = Field(
+        1.0, gt=0, le=1, description="share of its CPU limit that a pod reserves; below 1, a node takes more pods"
+    )
+    kube_grace_s: PositiveInt = Field(
+        600, description="on top of timeout_s a pod may take so long to pull its images, to fetch and to upload"
+    )
+    kube_unschedulable_s: float = Field(
+        300, ge=0, description="a pod that finds no node waits so long, then any region will do"
+    )
+    max_pods: PositiveInt = Field(100, description="pods in flight at a time")
+
+    # what pods and hub exchange
+    rclone_remote: str = Field(
+        "greengrader-app:",
+        pattern=r"^[^\s:,][^\s:,]*:\S*$",
+        description="rclone remote, with a path in it if need be: remote:bucket/path",
+    )
+    rclone_config: Path | None = Field(None, description="rclone's configuration on this machine; default: its own")
+    rclone_timeout_s: PositiveFloat = Field(120, description="for one transfer from or to this machine")
+    rclone_secret: ObjectName = Field(
+        "greengrader-rclone", min_length=1, description="Secret with the pods' rclone.conf, in their namespace"
+    )
+    rclone_image: str = Field(
+        "rclone/rclone:1.68", pattern=r"^\S+$", description="image with rclone, sh and tar; deploy/rclone.Dockerfile"
+    )
 
     # the worker on this machine
     worker_name: WorkerName | None = Field(None, description="also its broker account; default: the host's name")

@@ -121,16 +121,21 @@ class _OneLine(logging.Formatter):
         return super().formatMessage(record).replace("\n", " | ")
 
 
-def thread(name: str, work: Callable[[], None], on_fault: Callable[[BaseException], None]) -> threading.Thread:
-    """A thread, not started yet, whose fault goes to `on_fault` instead of being printed and forgotten."""
+def guarded(work: Callable[[], None], on_fault: Callable[[BaseException], None]) -> Callable[[], None]:
+    """`work` for another thread: what it raises goes to `on_fault` instead of being printed and forgotten."""
 
-    def guarded() -> None:
+    def call() -> None:
         try:
             work()
         except Exception as error:
             on_fault(error)
 
-    return threading.Thread(target=guarded, name=name, daemon=True)
+    return call
+
+
+def thread(name: str, work: Callable[[], None], on_fault: Callable[[BaseException], None]) -> threading.Thread:
+    """A guarded thread, not started yet."""
+    return threading.Thread(target=guarded(work, on_fault), name=name, daemon=True)
 
 
 def run(main: Callable[[list[str], Stop], int]) -> NoReturn:

@@ -156,6 +156,10 @@ class ResultContext:
     watts_min: float | None
     watts_max: float | None
 
+    def at(self, *, node_ip: str | None, region: str | None, zone: str | None) -> "ResultContext":
+        """The same, for a run on a node of a cluster: its place is the node's, its watts are unknown."""
+        return replace(self, node_ip=node_ip, region=region, zone=zone)
+
 
 class Store:
     """A connection to the hub's database; a context manager."""
@@ -406,9 +410,9 @@ class Store:
             raise NotFound(f"run {run_id} is not prepared")
         return replace(job, files=bytes(job.files))
 
-    def place_pod(self, run_id: int, reason: str, lease_s: float) -> int | None:
+    def place_pod(self, run_id: int, reason: str, region: str | None, zone: str | None, lease_s: float) -> int | None:
         """The attempt that begins; None where somebody else has placed, cancelled or ended the run meanwhile."""
-        attempt = self._scalar("SELECT attempt FROM place_pod(%s, %s, %s)", run_id, reason, lease_s)
+        attempt = self._scalar("SELECT attempt FROM place_pod(%s, %s, %s, %s, %s)", run_id, reason, region, zone, lease_s)
         return None if attempt is None else int(attempt)
 
     def extend_pod_leases(self, runs: Sequence[tuple[int, int]], lease_s: float) -> set[int]:
@@ -420,8 +424,19 @@ class Store:
         """Runs in pods that nobody watches any more, now held by who asks."""
         return self._rows(Run, self._RUN.replace("FROM runs r", "FROM adopt_pods(%s, %s) r"), most, lease_s)
 
+    def held_pods(self) -> set[tuple[int, int]]:
+        """(run id, attempt) of every pod that somebody is in charge of."""
+        rows = self._query(
+            "SELECT run_id, attempt FROM runs WHERE state IN ('placed', 'running') AND backend = 'kubernetes'"
+        )
+        return {(run_id, attempt) for run_id, attempt in rows}
+
+    def note_trouble(self, run_id: int, reason: str) -> None:
+        """Why a waiting run is not placed, for people; changes no state."""
+        self._query("UPDATE runs SET error = %s WHERE run_id = %s AND state IN ('received', 'dispatched')", [reason, run_id])
+
     # ------------------------------------------------------------------------------------- receiver: what workers say
-    def start_run(self, run_id: int, attempt: int, worker: str) -> bool:
+    def start_run(self, run_id: int, attempt: int, worker: str | None) -> bool:
         return bool(self._query("SELECT 1 FROM start_run(%s, %s, %s)", [run_id, attempt, worker]))
 
     def finish_run(self, run_id: int, attempt: int, worker: str | None, result: dict[str, Any]) -> bool:

@@ -192,7 +192,7 @@ class Images:
         build_s = time.monotonic() - began
         log.info("image built digest=%s build_s=%.1f", digest[:12], build_s)
         self._broken.pop(digest, None)
-        self._push(digest)
+        self._offer(digest)
         return BuiltImage(_tag(digest), recipe.command, built=True, build_s=build_s, build_log=build_log)
 
     def _raise_if_known_broken(self, digest: str) -> None:
@@ -226,16 +226,21 @@ class Images:
         self.engine.ask("tag an image", "POST", f"/images/{remote}/tag", params={"repo": repository, "tag": tag})
         return self._find(digest)
 
-    def _push(self, digest: str) -> None:
+    def push(self, digest: str) -> str:
+        """The image's name in the registry, which has it from now on; SandboxError where it does not take it."""
+        repository, _, tag = f"{self._registry}/{_tag(digest)}".rpartition(":")
+        params = {"repo": repository, "tag": tag}
+        self.engine.ask("tag an image", "POST", f"/images/{_tag(digest)}/tag", params=params)
+        with self.engine.asked("push the image"):
+            self._follow(self.engine.client.push(repository, tag, stream=True, decode=True), f"push {repository}")
+        return f"{repository}:{tag}"
+
+    def _offer(self, digest: str) -> None:
         """Offers the image to the other workers; that it fails is no reason not to grade."""
         if self._registry is None:
             return
-        repository, _, tag = f"{self._registry}/{_tag(digest)}".rpartition(":")
         try:
-            params = {"repo": repository, "tag": tag}
-            self.engine.ask("tag an image", "POST", f"/images/{_tag(digest)}/tag", params=params)
-            with self.engine.asked("push the image"):
-                self._follow(self.engine.client.push(repository, tag, stream=True, decode=True), f"push {repository}")
+            self.push(digest)
         except SandboxError as error:
             log.warning("image not pushed digest=%s reason=%s", digest[:12], error)
 

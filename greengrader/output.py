@@ -31,7 +31,7 @@ class Output:
                 text = stream[at : at + self._left_bytes]
                 at += len(text)
                 self._left_bytes -= len(text)
-                self._keep(text)
+                self.keep(text)
 
     def __bytes__(self) -> bytes:
         tail = b"".join(self._tail)
@@ -41,7 +41,8 @@ class Output:
         missing = self._size_bytes - len(self._head) - len(tail)
         return bytes(self._head) + f"\n[... {missing:,} bytes left out ...]\n".encode() + tail
 
-    def _keep(self, text: bytes) -> None:
+    def keep(self, text: bytes) -> None:
+        """Takes a piece of the text itself."""
         self._size_bytes += len(text)
         room = self._half_bytes - len(self._head)
         if room > 0:

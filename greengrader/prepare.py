@@ -16,7 +16,7 @@ log = logging.getLogger("greengrader")
 
 
 def prepare(store: Store, run: Run, settings: Settings) -> None:
-    """Stores the run's autograder and its files where they are not stored yet, then sets it free for the scheduler."""
+    """Stores the run's autograder and its files where they are not stored yet, then sets it free for its backend."""
     digest = store.staff_autograder(run.assignment_id)
     if digest is None or not store.has_submission_archive(run.submission_key):
         with tempfile.NamedTemporaryFile(suffix=".zip") as file:

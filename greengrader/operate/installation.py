@@ -1,5 +1,6 @@
 """`config` and `schema`: the settings in force, and the database's tables."""
 
+import json
 from typing import Any
 
 from greengrader.config import PREFIX, SECRETS, Settings
@@ -53,6 +54,8 @@ def spelled(value: Any) -> str:
             return "true" if value else "false"
         case float():
             return f"{value:.15g}"
+        case dict() | list():
+            return json.dumps(value)
     return str(value)
 
 

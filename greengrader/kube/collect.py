@@ -1,0 +1,102 @@
+"""What a pod left, made the same Result that a worker would have sent: results.tar, usage, container times."""
+
+import io
+import re
+import tarfile
+from dataclasses import dataclass
+
+from greengrader.kube.pod import End, Ended
+from greengrader.limits import Limits
+from greengrader.messages import Result
+
+USAGE_LINE = re.compile(r"began_s=(\S*) ended_s=(\S*) cpu_ns=(\S*) cpu_us=(\S*) peak_bytes=(\S*)")
+CLOCK_SLACK_S = 2.0  # container times are whole seconds
+
+
+@dataclass(frozen=True)
+class Left:
+    """The content of results.tar. `results` and `problem` are both None where there was no results.json."""
+
+    results: bytes | None = None
+    problem: str | None = None
+    wall_s: float | None = None
+    cpu_s: float | None = None
+    peak_memory_bytes: int | None = None
+
+
+def unpack(packed: bytes, max_bytes: int) -> Left:
+    """Reads results.tar, which may be cut off: then results.json was too long. Trusts nothing in it.
+
+    Usage was read by the first process of the autograder's container from its own cgroup: exact, but a program that took
+    over that process could have forged it. usage_method `container` says so.
+    """
+    results, problem, usage = None, None, ""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar:
+            for member in tar:
+                if member.name == "usage" and member.isreg():
+                    usage = _content(tar, member, 1000).decode("ascii", "replace")
+                elif member.name == "results.json" and not member.isreg():
+                    problem = "results.json is no regular file"
+                elif member.name == "results.json" and member.size > max_bytes:
+                    problem = f"results.json has {member.size:,} bytes; at most {max_bytes:,} are read"
+                elif member.name == "results.json":
+                    results = _content(tar, member, max_bytes)
+    except (tarfile.TarError, EOFError, OSError):
+        results, problem = None, problem or "results.json could not be read from what the pod sent"
+    return Left(results, problem, *_usage(usage))
+
+
+def result_of(run_id: int, attempt: int, ended: Ended, left: Left, output: bytes, limits: Limits) -> Result:
+    """The pod's end as a Result. Times are the container's, by the kubelet; where they are unknown, its end alone."""
+    finished_at = ended.finished_at or ended.started_at
+    assert finished_at is not None, "an outcome has a time"
+    started_at = ended.started_at or finished_at
+    by_kubelet_s = max((finished_at - started_at).total_seconds(), 0.0)
+    # the kubelet's times are whole seconds; the container's own are finer, and believed where they agree
+    exact = left.wall_s is not None and abs(left.wall_s - by_kubelet_s) <= CLOCK_SLACK_S
+    problem = ended.sentence if ended.end is End.TOO_MUCH_DISK else left.problem
+    parts = {"output": output}
+    if left.results is not None and problem is None:
+        parts["results"] = left.results
+    return Result(
+        run_id=run_id,
+        attempt=attempt,
+        exit_status=ended.exit_status,
+        timed_out=ended.end is End.TIMED_OUT,
+        oom_killed=ended.end is End.OUT_OF_MEMORY,
+        results_problem=problem,
+        started_at=started_at,
+        finished_at=max(finished_at, started_at),
+        wall_s=left.wall_s if exact and left.wall_s is not None else by_kubelet_s,
+        cpu_s=left.cpu_s,
+        peak_memory_bytes=left.peak_memory_bytes,
+        usage_method="container" if left.cpu_s is not None else "none",
+        timeout_s=limits.timeout_s,
+        cpus=limits.cpus,
+        memory_bytes=limits.memory_bytes,
+        parts=parts,
+    )
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int) -> bytes:
+    file = tar.extractfile(member)
+    content = file.read(max_bytes) if file else b""
+    if len(content) < min(member.size, max_bytes):
+        raise EOFError(member.name)
+    return content
+
+
+def _usage(text: str) -> tuple[float | None, float | None, int | None]:
+    """(wall s, CPU s, peak bytes) of the line that the container wrote last; None for each that makes no sense."""
+    found = USAGE_LINE.search(text)
+    if found is None:
+        return None, None, None
+    began_s, ended_s, cpu_ns, cpu_us, peak = (_number(value) for value in found.groups())
+    wall_s = ended_s - began_s if began_s is not None and ended_s is not None and ended_s >= began_s else None
+    cpu_s = cpu_ns / 1e9 if cpu_ns is not None else cpu_us / 1e6 if cpu_us is not None else None
+    return wall_s, cpu_s, int(peak) if peak is not None else None
+
+
+def _number(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"\d{1,18}(\.\d{1,9})?", text) else None

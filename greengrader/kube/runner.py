@@ -1,0 +1,419 @@
+"""The life of runs in pods: from a received run to its graded row, many at a time, watched by one connection.
+
+Theory of operation. A run is prepared, its image built and pushed, its place chosen, and it is leased to this process
+(`place_pod`). Then its files go to storage, under a prefix of this run and attempt alone, and the pod is created, named
+by run and attempt. From there the watch tells: started, ended. At the end the results come from storage and the log from
+the cluster, the row is recorded by the same SQL function as a worker's, and pod and prefix are removed.
+
+This process may die at any of these steps. The lease then runs out; whoever adopts the run finds its pod by name: it
+waits for it, collects it if it has ended, or, where there is none, ends the attempt. A second pod of the same attempt
+cannot be made, because its name is taken. Pods and prefixes that no held run owns are swept.
+
+Threads: the watch's, a few for blocking work (`WORK_THREADS`, each with a database connection of its own), and one that
+keeps leases, adopts, tries again and sweeps. An unexpected fault of any of them goes to `on_fault`.
+"""
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from greengrader import daemon
+from greengrader.carbon.regions import scores
+from greengrader.config import Settings
+from greengrader.db import ResultContext, Run, Store
+from greengrader.errors import AutograderBroken, GreenGraderError, PayloadRejected, ServiceUnavailable
+from greengrader.kube import collect
+from greengrader.kube.builds import Builds
+from greengrader.kube.cluster import AlreadyExists, Cluster, Nodes, QuotaExceeded
+from greengrader.kube.node import pod_requests
+from greengrader.kube.pod import Ended, PodState, Running, Stuck, classify
+from greengrader.kube.podspec import RunPod, pod_name, render
+from greengrader.kube.region import Preference, choose
+from greengrader.kube.template import AUTOGRADER, PodTemplate
+from greengrader.kube.transport import FILES, RESULTS, Remote, prefix_of
+from greengrader.kube.watch import Change, PodWatch
+from greengrader.limits import Limits
+from greengrader.prepare import prepare
+from greengrader.record import row_of
+
+log = logging.getLogger("greengrader")
+
+PODSPEC = Path(__file__).resolve().parents[2] / "pod.yaml"
+WORK_THREADS = 8
+SWEEP_S = 60.0
+NODES_FRESH_S = 10.0
+OWNER = f"{socket.gethostname()}:{os.getpid()}"
+UNSEEN_S = 30.0  # a pod that the watch has not shown for so long was never created, or is gone
+STUCK_S = 120.0  # what keeps a pod from starting may pass; not for longer than this
+
+
+def template_for(settings: Settings, folder: Path | None = None) -> PodTemplate:
+    """The podspec in force: pod.yaml in `folder`, else the setting's, else the project's."""
+    own = folder / "pod.yaml" if folder is not None else None
+    return PodTemplate.read(own if own is not None and own.is_file() else settings.kube_podspec or PODSPEC)
+
+
+@dataclass
+class Flight:
+    """One attempt at one run, held by this process."""
+
+    run: Run
+    attempt: int
+    limits: Limits
+    state: PodState | None = None  # as the watch saw it last
+    deleted: bool = False
+    started: bool = False
+    ending: bool = False  # a thread collects it
+    anywhere: bool = True  # it was placed without preference
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.run.run_id, self.attempt
+
+    @property
+    def pod(self) -> str:
+        return pod_name(self.run.run_id, self.attempt)
+
+    @property
+    def prefix(self) -> str:
+        return prefix_of(self.run.run_id, self.attempt)
+
+
+class Runner:
+    """Runs in flight on a cluster; a context manager."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        cluster: Cluster,
+        template: PodTemplate,
+        *,
+        on_fault: Callable[[BaseException], None],
+        on_trouble: Callable[[Run, GreenGraderError], None] = lambda run, error: None,
+    ) -> None:
+        """`on_fault` hears of bugs, `on_trouble` of what keeps a run from being placed; both on other threads."""
+        self._settings, self._cluster, self._template = settings, cluster, template
+        self._on_fault, self._on_trouble = on_fault, on_trouble
+        self._remote = Remote(settings.rclone_remote, settings.rclone_config, settings.rclone_timeout_s)
+        self._builds = Builds(settings)
+        self._watch = PodWatch(cluster, self._seen, on_fault=on_fault)
+        self._flights: dict[tuple[int, int], Flight] = {}
+        self._beginning: set[int] = set()  # ids of runs that a thread prepares
+        self._files: dict[int, bytes] = {}  # {run id: files that replace the stored ones}
+        self._anywhere: set[int] = set()  # ids of runs that found no node where they were wanted
+        self._lock = threading.Lock()  # guards the four above and the flights' fields
+        self._nodes: tuple[float, Nodes] | None = None  # when they were asked for, and what came
+        self._pool = ThreadPoolExecutor(WORK_THREADS, thread_name_prefix="pods")
+        self._own = threading.local()  # .store: each thread's database connection
+        self._stores: list[Store] = []
+        self._closing = threading.Event()
+        self._keeper = daemon.thread("pods-keeper", self._keep, on_fault)
+
+    def __enter__(self) -> Self:
+        self._watch.start()
+        self._keeper.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Pods go on by themselves: whoever starts next adopts them when their leases have run out."""
+        self._closing.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._watch.close()
+        self._keeper.join()
+        for store in self._stores:
+            store.close()
+        self._builds.close()
+
+    def room(self) -> int:
+        """How many more runs may begin."""
+        with self._lock:
+            return self._settings.max_pods - len(self._flights) - len(self._beginning)
+
+    # ------------------------------------------------------------------------------------------ the beginning
+    def use_files(self, run_id: int, files: bytes) -> None:
+        """The run's pods get this tar.gz instead of the stored one."""
+        self._files[run_id] = files
+
+    def begin(self, run: Run) -> None:
+        """Takes the run up, as the database has just said it is, unless it is in hand already; returns at once."""
+        with self._lock:
+            newer = any(run_id == run.run_id and attempt > run.attempt for run_id, attempt in self._flights)
+            if newer or run.run_id in self._beginning:
+                return
+            self._beginning.add(run.run_id)
+        self._submit(self._begin, run)
+
+    def _begin(self, run: Run) -> None:
+        try:
+            self._launch(run)
+        except (PayloadRejected, AutograderBroken) as error:
+            if isinstance(error, AutograderBroken) and error.build_log:
+                self._store.save_build_log(run.run_id, error.build_log)
+            self._store.abandon_run(run.run_id, str(error))
+            log.error("abandoned run=%d reason=%r", run.run_id, str(error))
+        except GreenGraderError as error:  # the run stays as it is, and is begun again
+            log.warning("not begun run=%d reason=%s", run.run_id, error)
+            self._store.note_trouble(run.run_id, str(error))
+            self._on_trouble(run, error)
+        finally:
+            with self._lock:
+                self._beginning.discard(run.run_id)
+
+    def _launch(self, run: Run) -> None:
+        """Prepared, built, placed, stored, created; once it is placed, a fault ends the attempt."""
+        if run.state == "received":
+            prepare(self._store, run, self._settings)
+        job = self._store.pod_job(run.run_id)
+        image, command = self._builds.pushed(self._store, job)
+        limits = job.limits(self._settings.run_limits())
+        pod = RunPod(run.run_id, run.attempt + 1, image, command, limits, prefix_of(run.run_id, run.attempt + 1), OWNER)
+        wanted = self._where(run, pod)
+        attempt = self._store.place_pod(run.run_id, wanted.why, wanted.region, wanted.zone, self._settings.lease_s)
+        if attempt is None:
+            return
+        flight = self._hold(Flight(run, attempt, limits, anywhere=wanted.region is None))
+        pod = replace(pod, attempt=attempt, prefix=flight.prefix, region=wanted.region, zone=wanted.zone)
+        log.info("placed run=%d attempt=%d pod=%s where=%r", run.run_id, attempt, flight.pod, wanted.why)
+        try:
+            self._remote.put(flight.prefix, FILES, self._files.get(run.run_id, job.files))
+            self._cluster.create_pod(render(self._template, pod, self._settings))
+        except AlreadyExists:  # a request that was thought to be lost
+            log.warning("pod is there already pod=%s", flight.pod)
+        except QuotaExceeded as error:
+            self._hand_back(flight, str(error))
+            raise
+        except GreenGraderError as error:
+            self._fail(flight, str(error))
+
+    def _where(self, run: Run, pod: RunPod) -> Preference:
+        """The greenest place whose nodes can take the pod now; anywhere where none can, or where waiting was in vain."""
+        if run.run_id in self._anywhere:
+            return Preference(None, None, "anywhere: no node of the greenest region took it in time")
+        need = pod_requests(render(self._template, pod, self._settings))
+        found = choose(
+            scores(self._settings), tuple(self._fresh_nodes()), need,
+            self._settings.kube_tolerations, self._settings.kube_node_selector,
+        )  # fmt: skip
+        return found or Preference(None, None, "anywhere: no node can take it now, it waits for one")
+
+    def _hold(self, flight: Flight) -> Flight:
+        with self._lock:
+            self._flights[flight.key] = flight
+        return flight
+
+    # ------------------------------------------------------------------------------------- what the watch tells
+    def _seen(self, change: Change) -> None:
+        """On the watch's thread: notes the change, and has a thread of the pool act on it."""
+        if change.pod.run_id is None or change.pod.attempt is None:
+            return
+        with self._lock:
+            flight = self._flights.get((change.pod.run_id, change.pod.attempt))
+            if flight is None:
+                return
+            flight.state, flight.deleted = change.pod, change.deleted
+        self._submit(self._judge, flight)
+
+    def _judge(self, flight: Flight) -> None:
+        """Acts on what is known of the flight's pod; any number of times, by any thread."""
+        with self._lock:
+            if flight.ending or flight.state is None or flight.key not in self._flights:
+                return
+            verdict = classify(flight.state, deleted=flight.deleted, timeout_s=flight.limits.timeout_s)
+            flight.ending = isinstance(verdict, Ended) or self._is_hopeless(flight, verdict)
+            starts = isinstance(verdict, Running) and not flight.started
+            flight.started = flight.started or starts
+        try:
+            if starts and self._store.start_run(flight.run.run_id, flight.attempt, None):
+                log.info("running run=%d attempt=%d node=%s", *flight.key, flight.state.node)
+            if isinstance(verdict, Ended):
+                self._end(flight, verdict)
+            elif flight.ending and isinstance(verdict, Stuck):
+                self._give_up(flight, verdict)
+        except ServiceUnavailable as error:  # storage, cluster or database: the keeper comes back to it
+            log.warning("waits run=%d attempt=%d reason=%s", *flight.key, error)
+            with self._lock:
+                flight.ending = False
+                flight.started = flight.started and not starts
+
+    def _is_hopeless(self, flight: Flight, verdict: object) -> bool:
+        if not isinstance(verdict, Stuck):
+            return False
+        limit_s = self._settings.kube_unschedulable_s if verdict.end.name == "UNSCHEDULABLE" else STUCK_S
+        waited_s = (datetime.now(UTC) - verdict.since).total_seconds() if verdict.since else 0.0
+        return verdict.is_hopeless or waited_s > limit_s
+
+    def _give_up(self, flight: Flight, verdict: Stuck) -> None:
+        """A pod that does not start. Where it was wanted in one region, the next attempt may go anywhere."""
+        if verdict.end.name == "UNSCHEDULABLE" and not flight.anywhere:
+            self._anywhere.add(flight.run.run_id)
+            self._hand_back(flight, verdict.sentence)
+        else:
+            self._fail(flight, verdict.sentence)
+
+    # -------------------------------------------------------------------------------------------------- the end
+    def _end(self, flight: Flight, ended: Ended) -> None:
+        """An outcome becomes a row; an error of ours ends the attempt. Then nothing of it is left anywhere."""
+        if not ended.end.is_outcome or (ended.finished_at or ended.started_at) is None:
+            self._fail(flight, ended.sentence)
+            return
+        packed = self._remote.get(flight.prefix, RESULTS, flight.limits.results_bytes + 1024 * 1024)
+        if packed is None and ended.end.name in ("COMPLETED", "EXITED"):
+            self._fail(flight, "the pod has ended, but its results are not in the storage")
+            return
+        left = collect.unpack(packed or b"", flight.limits.results_bytes) if packed else collect.Left()
+        result = collect.result_of(*flight.key, ended, left, self._printed(flight), flight.limits)
+        node = flight.state.node if flight.state else None
+        context = self._context(flight, node)
+        row = row_of(result, node or "unknown", context, self._settings) if context else None
+        if row is not None and self._store.finish_run(*flight.key, None, row):
+            log.info("graded run=%d attempt=%d node=%s", *flight.key, node)
+        else:
+            log.warning("late result dropped run=%d attempt=%d", *flight.key)
+        self._clear(flight)
+
+    def _printed(self, flight: Flight) -> bytes:
+        return self._cluster.pod_log(flight.pod, AUTOGRADER, flight.limits.log_bytes)
+
+    def _context(self, flight: Flight, node_name: str | None) -> ResultContext | None:
+        """Gradescope's score from the database, the place from the node that it really ran on."""
+        context = self._store.result_context(flight.run.run_id, None)
+        node = self._fresh_nodes().named(node_name)
+        if context is None or node is None:
+            return context
+        return context.at(node_ip=node.ip, region=node.region, zone=node.zone)
+
+    def _fail(self, flight: Flight, reason: str) -> None:
+        """The attempt ended by a fault of ours: another one, or the end of the run."""
+        most = self._settings.max_attempts
+        now = self._store.fail_run(*flight.key, None, reason, for_good=False, max_attempts=most)
+        level = logging.ERROR if now == "abandoned" else logging.WARNING
+        log.log(level, "failed run=%d attempt=%d now=%s reason=%r", *flight.key, now, reason)
+        self._clear(flight)
+
+    def _hand_back(self, flight: Flight, reason: str) -> None:
+        self._store.release_run(*flight.key, None, reason)
+        log.warning("handed back run=%d attempt=%d reason=%r", *flight.key, reason)
+        self._clear(flight)
+
+    def _clear(self, flight: Flight) -> None:
+        """Removes pod and prefix; what cannot be removed now is swept later."""
+        with self._lock:
+            self._flights.pop(flight.key, None)
+        self._remove(flight.pod, flight.prefix)
+
+    def _remove(self, pod: str | None, prefix: str | None) -> None:
+        try:
+            if pod is not None:
+                self._cluster.delete_pod(pod)
+        except GreenGraderError as error:
+            log.warning("pod stays pod=%s reason=%s", pod, error)
+        try:
+            if prefix is not None:
+                self._remote.purge(prefix)
+        except GreenGraderError as error:
+            log.warning("prefix stays prefix=%s reason=%s", prefix, error)
+
+    # ---------------------------------------------------------------------------------------------- the keeper
+    def _keep(self) -> None:
+        """Leases, adoption, second looks and sweeps, every few seconds until the end."""
+        swept_at = 0.0
+        while not self._closing.wait(min(self._settings.lease_s / 4, 5.0)):
+            try:
+                self._keep_leases()
+                self._adopt()
+                with self._lock:
+                    flights = list(self._flights.values())
+                for flight in flights:
+                    self._submit(self._judge if flight.state else self._miss, flight)
+                if time.monotonic() - swept_at > SWEEP_S and self._is_current:
+                    swept_at = time.monotonic()
+                    self._sweep()
+            except ServiceUnavailable as error:
+                log.warning("keeper waits reason=%s", error)
+
+    def _keep_leases(self) -> None:
+        with self._lock:
+            held = list(self._flights)
+        if held:
+            kept = self._store.extend_pod_leases(held, self._settings.lease_s)
+            for key in held:
+                if key[0] not in kept:  # cancelled, or ended by another process
+                    with self._lock:
+                        flight = self._flights.pop(key, None)
+                    if flight and not flight.ending:
+                        log.warning("lease lost run=%d attempt=%d", *key)
+
+    def _adopt(self) -> None:
+        """Takes over runs whose process fell silent: their pods are watched, or their attempts ended."""
+        if not self._is_current or self.room() <= 0:
+            return
+        for run in self._store.adopt_pods(self.room(), self._settings.lease_s):
+            limits = self._store.pod_job(run.run_id).limits(self._settings.run_limits())
+            flight = Flight(run, run.attempt, limits, state=self._watch.pods().get(pod_name(run.run_id, run.attempt)))
+            flight.started = run.state == "running"
+            self._hold(flight)
+            log.warning("adopted run=%d attempt=%d pod=%s", *flight.key, flight.pod if flight.state else "none")
+            if flight.state is None:
+                self._fail(flight, f"attempt {run.attempt}: its pod was never created, or is gone")
+            else:
+                self._submit(self._judge, flight)
+
+    def _miss(self, flight: Flight) -> None:
+        """Ends an attempt whose pod never appeared: the process or the cluster failed while it was created."""
+        if self._is_current and time.monotonic() - flight.since > UNSEEN_S and flight.state is None:
+            self._fail(flight, f"attempt {flight.attempt}: its pod was never created, or is gone")
+
+    def _sweep(self) -> None:
+        """Removes pods and prefixes that belong to no held run. Listed first, then compared: a pod that is listed had
+        been placed before, so whatever is not held by now has ended."""
+        pods = self._watch.pods()
+        prefixes = self._remote.prefixes()
+        held = self._store.held_pods()
+        kept = {pod_name(*key) for key in held}
+        for name in pods.keys() - kept:
+            log.warning("orphan swept pod=%s", name)
+            self._submit(self._remove, name, None)
+        for prefix in prefixes - {prefix_of(*key) for key in held}:
+            log.warning("orphan swept prefix=%s", prefix)
+            self._submit(self._remove, None, prefix)
+
+    # ------------------------------------------------------------------------------------------------ mechanics
+    @property
+    def _is_current(self) -> bool:
+        return self._watch.away_s == 0.0
+
+    @property
+    def _store(self) -> Store:
+        store: Store | None = getattr(self._own, "store", None)
+        if store is None:
+            store = Store(self._settings.required("database_url"), application="pods")
+            self._own.store = store
+            self._stores.append(store)
+        return store
+
+    def _fresh_nodes(self) -> Nodes:
+        if self._nodes is None or time.monotonic() - self._nodes[0] > NODES_FRESH_S:
+            self._nodes = (time.monotonic(), self._cluster.nodes())
+        return self._nodes[1]
+
+    def _submit(self, work: Callable[..., None], *arguments: Any) -> None:
+        def patient() -> None:
+            try:
+                work(*arguments)
+            except ServiceUnavailable as error:
+                log.warning("waits reason=%s", error)
+
+        if not self._closing.is_set():
+            self._pool.submit(daemon.guarded(patient, self._on_fault))
