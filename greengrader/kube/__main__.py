@@ -2,12 +2,14 @@
 
     ./pod.sh <assignment id> <submission id>
 
-Works from the calling folder: a gradescope_data/ found there is graded instead of the stored payload, and a pod.yaml found
-there is used instead of the project's. Otherwise the submission comes from Postgres and the podspec from the project.
+Works from the calling folder: a gradescope_data/ found there is graded instead of the stored payload, and a pod.yaml
+found there is used instead of the project's. Otherwise the submission comes from Postgres and the podspec from the
+project.
 
-Settings: GREENGRADER_DATABASE_URL, GREENGRADER_REGISTRY, GREENGRADER_RCLONE_REMOTE, GREENGRADER_KUBE_…; see `.env.example`.
-Exit codes: 0 graded · 1 no such submission, or a bug · 2 usage or settings · 3 cluster, storage, registry or database
-trouble · 4 schema version · 5 graded, but the student's program failed · 6 the autograder cannot be built.
+Settings: GREENGRADER_DATABASE_URL, GREENGRADER_REGISTRY, GREENGRADER_RCLONE_REMOTE, GREENGRADER_KUBE_…; see
+`.env.example`. Exit codes: 0 graded · 1 no such submission, or a bug · 2 usage or settings · 3 cluster, storage,
+registry or database trouble · 4 schema version · 5 graded, but the student's program failed · 6 the autograder cannot
+be built.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from greengrader import config, daemon
 from greengrader.config import Settings
 from greengrader.daemon import Stop
 from greengrader.db import Run, Store
-from greengrader.errors import AutograderBroken, GreenGraderError, NotFound, PayloadRejected, ServiceUnavailable
+from greengrader.errors import NotFound, ServiceUnavailable
 from greengrader.follow import ENDED, follow
 from greengrader.kube.cluster import Cluster
 from greengrader.kube.runner import Runner, template_for
@@ -80,7 +82,8 @@ def grade(store: Store, run: Run, settings: Settings, stop: Stop) -> int:
 
 
 def take_local_files(store: Store, run: Run, settings: Settings, runner: Runner, folder: Path) -> Run:
-    """With a gradescope_data/ in the calling folder: its files, and where the run is not prepared yet its autograder."""
+    """With a gradescope_data/ in the calling folder: its files, and where the run is not prepared yet its
+    autograder."""
     if not folder.is_dir():
         return run
     print(f"using {folder} instead of the stored payload")

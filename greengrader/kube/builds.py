@@ -24,7 +24,8 @@ class Builds:
             self._images.close()
 
     def pushed(self, store: Store, job: PodJob) -> tuple[str, tuple[str, ...]]:
-        """(the image's name in the registry, the command that starts the autograder); AutograderBroken, SandboxError."""
+        """(the image's name in the registry, the command that starts the autograder); AutograderBroken,
+        SandboxError."""
         digest = job.autograder_digest
         if digest not in self._pushed:
             images = self._connected()

@@ -370,7 +370,8 @@ def _read_credentials(configuration: Configuration, path: Path | None, context: 
             load_incluster_config(configuration)
             return (ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
     except (ConfigException, yaml.YAMLError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(f"the kubeconfig {source} cannot be used: {error}") from error
+        said = " ".join(str(error).split())  # errors of YAML have several lines
+        raise SettingsError(f"the kubeconfig {source} cannot be used: {said}") from error
     raise SettingsError(f"there is no kubeconfig at {source}; set KUBECONFIG to that of your cluster")
 
 

@@ -27,8 +27,8 @@ class Left:
 def unpack(packed: bytes, max_bytes: int) -> Left:
     """Reads results.tar, which may be cut off: then results.json was too long. Trusts nothing in it.
 
-    Usage was read by the first process of the autograder's container from its own cgroup: exact, but a program that took
-    over that process could have forged it. usage_method `container` says so.
+    Usage was read by the first process of the autograder's container from its own cgroup: exact, but a program that
+    took over that process could have forged it. usage_method `container` says so.
     """
     results, problem, usage = None, None, ""
     try:

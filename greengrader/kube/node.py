@@ -4,6 +4,7 @@ What is left of a node is what it offers less what the pods on it have requested
 what the scheduler goes by.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ _BINARY = "KMGTPE"
 class Resources:
     """An amount of what a node has; of several pods together, or what one needs."""
 
-    cpus: float = 0.0  # cores
+    millicores: int = 0
     memory_bytes: int = 0
     disk_bytes: int = 0  # ephemeral storage
     pods: int = 0
@@ -39,16 +40,21 @@ class Resources:
 
     def _with(self, other: "Resources", combine: Callable[[Any, Any], Any]) -> "Resources":
         return Resources(
-            combine(self.cpus, other.cpus),
+            combine(self.millicores, other.millicores),
             combine(self.memory_bytes, other.memory_bytes),
             combine(self.disk_bytes, other.disk_bytes),
             combine(self.pods, other.pods),
         )
 
     @classmethod
+    def of(cls, cpus: float, memory_bytes: int) -> Self:
+        """What one pod needs of a node, given in cores."""
+        return cls(millicores=math.ceil(round(cpus * 1000, 3)), memory_bytes=memory_bytes, pods=1)
+
+    @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
         return cls(
-            cpus=float(quantity(raw.get("cpu", 0))),
+            millicores=math.ceil(quantity(raw.get("cpu", 0)) * 1000),
             memory_bytes=int(quantity(raw.get("memory", 0))),
             disk_bytes=int(quantity(raw.get("ephemeral-storage", 0))),
             pods=int(quantity(raw.get("pods", 0))),
@@ -181,7 +187,7 @@ def _requests(container: Mapping[str, Any]) -> Resources:
 
 def _as_json(resources: Resources) -> dict[str, Any]:
     return {
-        "cpu": resources.cpus,
+        "cpu": f"{resources.millicores}m",
         "memory": resources.memory_bytes,
         "ephemeral-storage": resources.disk_bytes,
     }

@@ -19,6 +19,7 @@ from greengrader.kube.template import AUTOGRADER, UPLOAD
 
 __all__ = ["End", "Ended", "Pending", "PodState", "Running", "Stuck", "classify"]
 
+NO_MORE = "no more is said"
 KILLED = 128 + 9  # exit status of what SIGKILL has ended
 PRECISION = timedelta(seconds=1)  # containers' times are cut to whole seconds
 
@@ -133,11 +134,11 @@ def classify(
 
 def _running(pod: PodState, autograder: ContainerState) -> Running:
     if autograder.has_ended:
-        what = f"on {pod.node}: the autograder has ended, its results are being stored"
+        what = f"on {_node(pod)}: the autograder has ended, its results are being stored"
     elif pod.node_silent_since is not None:
-        what = f"on {pod.node}, which has not been heard of since {pod.node_silent_since:%H:%M:%S} UTC"
+        what = f"on {_node(pod)}, which has not been heard of since {pod.node_silent_since:%H:%M:%S} UTC"
     else:
-        what = f"on {pod.node}: the autograder runs"
+        what = f"on {_node(pod)}: the autograder runs"
     return Running(what, pod.node, autograder.started_at, autograder.finished_at, pod.node_silent_since)
 
 
@@ -152,15 +153,15 @@ def _not_started(pod: PodState) -> Pending | Stuck:
     since = pod.scheduled_at or pod.created_at
     for container in pod.containers:
         reason = container.waiting_reason or ""
-        why = f"{reason}: {container.waiting_message or 'no more is said'}"
+        why = f"{reason}: {container.waiting_message or NO_MORE}"
         if reason in IMAGE_TROUBLE:
-            sentence = f"{pod.node} cannot get the image of container {container.name}: {why}"
+            sentence = f"{_node(pod)} cannot get the image of container {container.name}: {why}"
             return Stuck(End.IMAGE_UNAVAILABLE, sentence, since, reason in HOPELESS)
         if reason in START_TROUBLE:
-            return Stuck(End.CANNOT_START, f"{pod.node} cannot start container {container.name}: {why}", since)
+            return Stuck(End.CANNOT_START, f"{_node(pod)} cannot start container {container.name}: {why}", since)
     if any(container.is_init and container.is_running for container in pod.containers):
-        return Pending(f"on {pod.node}: the submission is fetched", pod.node)
-    return Pending(f"on {pod.node}: images are pulled and containers created", pod.node)
+        return Pending(f"on {_node(pod)}: the submission is fetched", pod.node)
+    return Pending(f"on {_node(pod)}: images are pulled and containers created", pod.node)
 
 
 def _own_containers_ended(pod: PodState) -> bool:
@@ -177,7 +178,11 @@ def _ended(pod: PodState, timeout_s: float | None) -> Ended:
     if autograder is None or not autograder.has_ended:
         return _never_ended(pod, autograder)
     if autograder.reason in NEVER_STARTED:
-        return _of(autograder, End.CANNOT_START, f"{pod.node} could not start the autograder: {autograder.message}")
+        return _of(
+            autograder,
+            End.CANNOT_START,
+            f"{_node(pod)} could not start the autograder: {autograder.message or NO_MORE}",
+        )
     if _used_its_time(autograder, autograder.finished_at, timeout_s):
         return _of(autograder, End.TIMED_OUT, f"the autograder was stopped after {timeout_s:g} s")
     if upload is not None and upload.has_failed:
@@ -195,7 +200,7 @@ def _never_ended(pod: PodState, autograder: ContainerState | None) -> Ended:
             if container.is_init and container.has_failed:
                 return Ended(End.FETCH_FAILED, f"the submission could not be fetched: {_how(container)}")
     if pod.reason is not None:
-        return Ended(End.REFUSED, f"{pod.node} did not run it: {pod.reason}: {pod.message or 'no more is said'}")
+        return Ended(End.REFUSED, f"{_node(pod)} did not run it: {pod.reason}: {pod.message or NO_MORE}")
     said = pod.message or (autograder.message if autograder else None) or "the cluster does not say"
     return Ended(End.UNKNOWN, f"nobody knows how the autograder ended: {said}")
 
@@ -203,7 +208,7 @@ def _never_ended(pod: PodState, autograder: ContainerState | None) -> Ended:
 def _deadline(pod: PodState, autograder: ContainerState | None, timeout_s: float | None) -> Ended:
     """The pod as a whole took too long; its containers were killed, whatever is still said of them."""
     if autograder is None or autograder.started_at is None:
-        return Ended(End.STARTED_TOO_LATE, f"on {pod.node} the autograder had not started when the pod's time was up")
+        return Ended(End.STARTED_TOO_LATE, f"on {_node(pod)} the autograder had not started when the pod's time was up")
     if _used_its_time(autograder, autograder.finished_at or pod.deadline_at, timeout_s):
         return _of(autograder, End.TIMED_OUT, f"the autograder was stopped after {timeout_s:g} s")
     finished_at, deadline_at = autograder.finished_at, pod.deadline_at
@@ -249,18 +254,25 @@ def _taken_away(pod: PodState) -> Ended:
     if pod.reason == "Evicted" and OWN_FILES.search(said or ""):
         kind, sentence = End.TOO_MUCH_DISK, f"the run was stopped because its files grew too large{why}"
     elif pod.reason in EVICTIONS:
-        kind, sentence = End.EVICTED, f"{pod.node} put it out{why}"
+        kind, sentence = End.EVICTED, f"{_node(pod)} put it out{why}"
     elif pod.reason in NODE_ENDS or pod.disruption in DISRUPTIONS_OF_NODES:
-        kind, sentence = End.NODE_LOST, f"node {pod.node} was lost or shut down{why}"
+        kind, sentence = End.NODE_LOST, f"{_node(pod)} was lost or shut down{why}"
     elif pod.disruption is not None:
         kind, sentence = End.EVICTED, f"the cluster put it out ({pod.disruption}){why}"
     elif pod.node_silent_since is not None:
         since = f"{pod.node_silent_since:%H:%M:%S} UTC"
-        kind, sentence = End.NODE_LOST, f"node {pod.node} has not been heard of since {since}, and its pod was deleted"
+        kind, sentence = (
+            End.NODE_LOST,
+            f"{_node(pod)} has not been heard of since {since}, and its pod was deleted",
+        )
     else:
         kind, sentence = End.DELETED, "somebody deleted the pod before its end"
     autograder = pod.container(AUTOGRADER)
     return _of(autograder, kind, sentence) if autograder else Ended(kind, sentence)
+
+
+def _node(pod: PodState) -> str:
+    return pod.node or "its node"
 
 
 def _of(autograder: ContainerState, kind: End, sentence: str) -> Ended:

@@ -72,8 +72,8 @@ def obstacle(
     free = node.free
     if free.pods < max(need.pods, 1):
         return "full of pods"
-    if free.cpus < need.cpus:
-        return f"less than {need.cpus:g} cores free"
+    if free.millicores < need.millicores:
+        return f"less than {need.millicores / 1000:g} cores free"
     if free.memory_bytes < need.memory_bytes:
         return f"less than {need.memory_bytes // MEBIBYTE:,} MiB of memory free"
     if free.disk_bytes < need.disk_bytes:

@@ -2,8 +2,8 @@
 
 Theory of operation. A run is prepared, its image built and pushed, its place chosen, and it is leased to this process
 (`place_pod`). Then its files go to storage, under a prefix of this run and attempt alone, and the pod is created, named
-by run and attempt. From there the watch tells: started, ended. At the end the results come from storage and the log from
-the cluster, the row is recorded by the same SQL function as a worker's, and pod and prefix are removed.
+by run and attempt. From there the watch tells: started, ended. At the end the results come from storage and the log
+from the cluster, the row is recorded by the same SQL function as a worker's, and pod and prefix are removed.
 
 This process may die at any of these steps. The lease then runs out; whoever adopts the run finds its pod by name: it
 waits for it, collects it if it has ended, or, where there is none, ends the attempt. A second pod of the same attempt
@@ -33,14 +33,14 @@ from greengrader.db import ResultContext, Run, Store
 from greengrader.errors import AutograderBroken, GreenGraderError, PayloadRejected, ServiceUnavailable
 from greengrader.kube import collect
 from greengrader.kube.builds import Builds
-from greengrader.kube.cluster import AlreadyExists, Cluster, Nodes, QuotaExceeded
-from greengrader.kube.node import pod_requests
+from greengrader.kube.cluster import AlreadyExists, Cluster, Forbidden, QuotaExceeded
+from greengrader.kube.node import Node, pod_requests
 from greengrader.kube.pod import Ended, PodState, Running, Stuck, classify
 from greengrader.kube.podspec import RunPod, pod_name, render
 from greengrader.kube.region import Preference, choose
 from greengrader.kube.template import AUTOGRADER, PodTemplate
 from greengrader.kube.transport import FILES, RESULTS, Remote, prefix_of
-from greengrader.kube.watch import Change, PodWatch
+from greengrader.kube.watch import PodWatch
 from greengrader.limits import Limits
 from greengrader.prepare import prepare
 from greengrader.record import row_of
@@ -106,13 +106,13 @@ class Runner:
         self._on_fault, self._on_trouble = on_fault, on_trouble
         self._remote = Remote(settings.rclone_remote, settings.rclone_config, settings.rclone_timeout_s)
         self._builds = Builds(settings)
-        self._watch = PodWatch(cluster, self._seen, on_fault=on_fault)
+        self._watch = PodWatch(cluster, listener=self._seen, on_fault=on_fault)
         self._flights: dict[tuple[int, int], Flight] = {}
         self._beginning: set[int] = set()  # ids of runs that a thread prepares
         self._files: dict[int, bytes] = {}  # {run id: files that replace the stored ones}
         self._anywhere: set[int] = set()  # ids of runs that found no node where they were wanted
         self._lock = threading.Lock()  # guards the four above and the flights' fields
-        self._nodes: tuple[float, Nodes] | None = None  # when they were asked for, and what came
+        self._nodes: tuple[float, list[Node]] | None = None  # when they were asked for, and what came
         self._pool = ThreadPoolExecutor(WORK_THREADS, thread_name_prefix="pods")
         self._own = threading.local()  # .store: each thread's database connection
         self._stores: list[Store] = []
@@ -198,12 +198,13 @@ class Runner:
             self._fail(flight, str(error))
 
     def _where(self, run: Run, pod: RunPod) -> Preference:
-        """The greenest place whose nodes can take the pod now; anywhere where none can, or where waiting was in vain."""
+        """The greenest place whose nodes can take the pod now; anywhere where none can, or where waiting was in
+        vain."""
         if run.run_id in self._anywhere:
             return Preference(None, None, "anywhere: no node of the greenest region took it in time")
         need = pod_requests(render(self._template, pod, self._settings))
         found = choose(
-            scores(self._settings), tuple(self._fresh_nodes()), need,
+            scores(self._settings), self._fresh_nodes(), need,
             self._settings.kube_tolerations, self._settings.kube_node_selector,
         )  # fmt: skip
         return found or Preference(None, None, "anywhere: no node can take it now, it waits for one")
@@ -214,15 +215,15 @@ class Runner:
         return flight
 
     # ------------------------------------------------------------------------------------- what the watch tells
-    def _seen(self, change: Change) -> None:
+    def _seen(self, pod: PodState, deleted: bool) -> None:
         """On the watch's thread: notes the change, and has a thread of the pool act on it."""
-        if change.pod.run_id is None or change.pod.attempt is None:
+        if pod.run_id is None or pod.attempt is None:
             return
         with self._lock:
-            flight = self._flights.get((change.pod.run_id, change.pod.attempt))
+            flight = self._flights.get((pod.run_id, pod.attempt))
             if flight is None:
                 return
-            flight.state, flight.deleted = change.pod, change.deleted
+            flight.state, flight.deleted = pod, deleted
         self._submit(self._judge, flight)
 
     def _judge(self, flight: Flight) -> None:
@@ -289,13 +290,14 @@ class Runner:
     def _context(self, flight: Flight, node_name: str | None) -> ResultContext | None:
         """Gradescope's score from the database, the place from the node that it really ran on."""
         context = self._store.result_context(flight.run.run_id, None)
-        node = self._fresh_nodes().named(node_name)
+        node = next((node for node in self._fresh_nodes() if node.name == node_name), None)
         if context is None or node is None:
             return context
         return context.at(node_ip=node.ip, region=node.region, zone=node.zone)
 
     def _fail(self, flight: Flight, reason: str) -> None:
         """The attempt ended by a fault of ours: another one, or the end of the run."""
+        flight.ending = True
         most = self._settings.max_attempts
         now = self._store.fail_run(*flight.key, None, reason, for_good=False, max_attempts=most)
         level = logging.ERROR if now == "abandoned" else logging.WARNING
@@ -303,15 +305,16 @@ class Runner:
         self._clear(flight)
 
     def _hand_back(self, flight: Flight, reason: str) -> None:
+        flight.ending = True
         self._store.release_run(*flight.key, None, reason)
         log.warning("handed back run=%d attempt=%d reason=%r", *flight.key, reason)
         self._clear(flight)
 
     def _clear(self, flight: Flight) -> None:
         """Removes pod and prefix; what cannot be removed now is swept later."""
+        self._remove(flight.pod, flight.prefix)
         with self._lock:
             self._flights.pop(flight.key, None)
-        self._remove(flight.pod, flight.prefix)
 
     def _remove(self, pod: str | None, prefix: str | None) -> None:
         try:
@@ -337,7 +340,7 @@ class Runner:
                     flights = list(self._flights.values())
                 for flight in flights:
                     self._submit(self._judge if flight.state else self._miss, flight)
-                if time.monotonic() - swept_at > SWEEP_S and self._is_current:
+                if time.monotonic() - swept_at > SWEEP_S and self._watch.is_current:
                     swept_at = time.monotonic()
                     self._sweep()
             except ServiceUnavailable as error:
@@ -357,7 +360,7 @@ class Runner:
 
     def _adopt(self) -> None:
         """Takes over runs whose process fell silent: their pods are watched, or their attempts ended."""
-        if not self._is_current or self.room() <= 0:
+        if not self._watch.is_current or self.room() <= 0:
             return
         for run in self._store.adopt_pods(self.room(), self._settings.lease_s):
             limits = self._store.pod_job(run.run_id).limits(self._settings.run_limits())
@@ -372,7 +375,7 @@ class Runner:
 
     def _miss(self, flight: Flight) -> None:
         """Ends an attempt whose pod never appeared: the process or the cluster failed while it was created."""
-        if self._is_current and time.monotonic() - flight.since > UNSEEN_S and flight.state is None:
+        if self._watch.is_current and time.monotonic() - flight.since > UNSEEN_S and flight.state is None:
             self._fail(flight, f"attempt {flight.attempt}: its pod was never created, or is gone")
 
     def _sweep(self) -> None:
@@ -381,6 +384,8 @@ class Runner:
         pods = self._watch.pods()
         prefixes = self._remote.prefixes()
         held = self._store.held_pods()
+        with self._lock:
+            held |= set(self._flights)  # some are being removed right now
         kept = {pod_name(*key) for key in held}
         for name in pods.keys() - kept:
             log.warning("orphan swept pod=%s", name)
@@ -391,10 +396,6 @@ class Runner:
 
     # ------------------------------------------------------------------------------------------------ mechanics
     @property
-    def _is_current(self) -> bool:
-        return self._watch.away_s == 0.0
-
-    @property
     def _store(self) -> Store:
         store: Store | None = getattr(self._own, "store", None)
         if store is None:
@@ -403,9 +404,15 @@ class Runner:
             self._stores.append(store)
         return store
 
-    def _fresh_nodes(self) -> Nodes:
+    def _fresh_nodes(self) -> list[Node]:
+        """The cluster's nodes as they were seconds ago; none where the account may not see them."""
         if self._nodes is None or time.monotonic() - self._nodes[0] > NODES_FRESH_S:
-            self._nodes = (time.monotonic(), self._cluster.nodes())
+            try:
+                nodes = self._cluster.nodes()
+            except Forbidden as forbidden:
+                log.warning("places unknown reason=%s", forbidden)
+                nodes = []
+            self._nodes = (time.monotonic(), nodes)
         return self._nodes[1]
 
     def _submit(self, work: Callable[..., None], *arguments: Any) -> None:
