@@ -40,7 +40,7 @@ LABEL_ATTEMPT = "greengrader.attempt"
 SHM_BYTES = 64 * MEBIBYTE  # of /dev/shm; counts as memory
 TICK_S = 1.0  # how often a run is looked at while it runs
 OUTPUT_BYTES_PER_TICK = 64 * MEBIBYTE  # a program that prints faster has to wait, or it would keep our cores busy
-STOP_S = 30.0  # an ended container that is still there after this is the engine's fault
+STOP_S = 30.0  # a killed container that is still there after this is the engine's fault
 
 
 class RunCancelled(SandboxError):
@@ -216,12 +216,16 @@ def _execute(
         output=bytes(output),
         started_at=started_at,
         finished_at=finished_at,
-        wall_s=max((finished_at - started_at).total_seconds(), 0.0),
+        wall_s=(finished_at - started_at).total_seconds(),
         cpu_s=usage.cpu_s,
         peak_memory_bytes=usage.peak_memory_bytes,
         usage_method=usage.method,
         warnings=() if usage.method == "cgroup" else ("CPU time and memory are samples of the engine's statistics",),
     )
+
+
+_TIMED_OUT = "timed out"
+_TOO_MUCH_DISK = "too much disk"
 
 
 class _Watch:
@@ -266,34 +270,47 @@ class _Watch:
         self._cancelled.wait(self.seconds_to_tick())
 
 
-_TIMED_OUT = "timed out"
-_TOO_MUCH_DISK = "too much disk"
-
-
 def _follow(engine: Engine, container_id: str, attached: Attached, output: Output, watch: _Watch) -> str | None:
     """Takes the output until every process is dead: None where the run ended by itself, else why it was stopped."""
     watch.begin()
-    stopped_for = None
+    stopped_for, prints = None, True
     taken_bytes = 0  # since the last tick
     while stopped_for is None:
         if watch.seconds_to_tick() == 0.0:
             stopped_for, taken_bytes = watch.tick(container_id), 0
+        elif not prints:
+            if _exits_within(engine, container_id, watch.seconds_to_tick()):
+                return watch.verdict()
         elif taken_bytes >= OUTPUT_BYTES_PER_TICK:
             watch.pause()
-        elif (piece := attached.read(watch.seconds_to_tick())) == b"":
-            break  # the last process that could print has ended
-        elif piece is not None:
+        elif piece := attached.read(watch.seconds_to_tick()):
             output.feed(piece)
             taken_bytes += len(piece)
-    if stopped_for is not None:
-        while taken_bytes < OUTPUT_BYTES_PER_TICK and (piece := attached.read(0.0)):
-            output.feed(piece)
-            taken_bytes += len(piece)
-        # The engine handles no exit while it has output to pass on and nobody takes it.
-        attached.close()
-        _kill(engine, container_id)
-    engine.ask("stop the container", "POST", f"/containers/{container_id}/wait", timeout_s=STOP_S)
-    return stopped_for or watch.verdict()
+        elif piece == b"":
+            prints = False  # the last process has ended, or all have closed what they print to
+    while taken_bytes < OUTPUT_BYTES_PER_TICK and (piece := attached.read(0.0)):
+        output.feed(piece)
+        taken_bytes += len(piece)
+    # The engine handles no exit while it has output to pass on and nobody takes it.
+    attached.close()
+    _kill(engine, container_id)
+    if not _exits_within(engine, container_id, STOP_S):
+        raise SandboxError(f"a killed container is still there after {STOP_S:.0f} s")
+    return stopped_for
+
+
+def _exits_within(engine: Engine, container_id: str, seconds: float) -> bool:
+    """True as soon as the container has stopped, False after the time."""
+    until = time.monotonic() + seconds
+    try:
+        engine.ask("wait for the container", "POST", f"/containers/{container_id}/wait", timeout_s=max(seconds, 0.01))
+    except EngineRefused:
+        raise
+    except SandboxError:
+        if time.monotonic() < until:
+            raise
+        return False
+    return True
 
 
 def _kill(engine: Engine, container_id: str) -> None:

@@ -71,7 +71,7 @@ def measure(stage: Stage) -> list[Figure]:
 def queue_up(world: World, queued: int) -> None:
     """Workers with free slots, and so many runs that wait for them."""
     values = {"workers": WORKERS, "slots": SLOTS, "queued": queued, "archive": ARCHIVE_BYTES}
-    with bare_cursor(world) as cursor:
+    with bare_cursor(world.database_url) as cursor:
         cursor.execute(EMPTY)
         cursor.execute(FILL, values)
         cursor.execute(SETTLE)

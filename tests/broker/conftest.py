@@ -15,6 +15,7 @@ from greengrader.daemon import Stop
 from greengrader.mqtt import Incoming, Link
 
 ACCOUNTS = ("submit", "hub", "worker-1", "worker-2")
+NEVER = Stop()  # one for all: each holds two file descriptors, and paho's select takes none above 1023
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def taken(link: Link, count: int, limit_s: float = 15) -> list[Incoming]:
     """The next `count` messages, not acknowledged."""
     messages: list[Incoming] = []
     deadline = time.monotonic() + limit_s
-    for batch in link.batches(Stop(), idle_s=0.05):
+    for batch in link.batches(NEVER, idle_s=0.05):
         messages += batch
         if len(messages) >= count:
             break

@@ -124,6 +124,15 @@ def test_somebody_who_is_no_broker_is_an_outage(monkeypatch: pytest.MonkeyPatch,
             pytest.fail("it connected")
 
 
+def test_a_daemon_that_runs_twice_says_so() -> None:
+    """A broker that says why it throws us out. Two that took each other's session in turns would get nothing done."""
+    accepted, taken_over = b"\x20\x03\x00\x00\x00", b"\xe0\x02\x8e\x00"
+    with answering(accepted + taken_over) as port:
+        link = Link(f"mqtt://{LOOPBACK}:{port}", client_id="greengrader-ingest")
+        with pytest.raises(SettingsError, match=r"'greengrader-ingest'.*twice"), link:
+            taken(link, 1)
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with cert.pem, self-signed for localhost, and key.pem."""

@@ -134,6 +134,11 @@ def test_timeout_ends_a_program_that_ignores_signals(grade: Grader) -> None:
     assert time.monotonic() - began < 5
 
 
+def test_program_that_closes_its_output_is_waited_for(grade: Grader) -> None:
+    script = f"exec > /dev/null 2>&1 < /dev/null; sleep 1.5; {WRITE_RESULTS}"
+    assert grade(script).results == RESULTS.encode()
+
+
 def test_out_of_memory(grade: Grader) -> None:
     report = grade("exec python3 -c 'x = b\"1\" * (300 << 20)'", memory_bytes=64 * MEBIBYTE)
     assert report.oom_killed
