@@ -10,8 +10,10 @@ Two ways to fail. What the program inside does is a fact in the RunReport: its e
 results.json that cannot be used. What the engine fails to do is a SandboxError: no report, no score, try again.
 """
 
+import json
 import logging
 import resource
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +42,7 @@ LABEL_ATTEMPT = "greengrader.attempt"
 SHM_BYTES = 64 * MEBIBYTE  # of /dev/shm; counts as memory
 TICK_S = 1.0  # how often a run is looked at while it runs
 OUTPUT_BYTES_PER_TICK = 64 * MEBIBYTE  # a program that prints faster has to wait, or it would keep our cores busy
+SIGNALLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # exit statuses that need a second look
 STOP_S = 30.0  # a killed container that is still there after this is the engine's fault
 
 
@@ -199,6 +202,8 @@ def _execute(
     state = engine.ask("describe the container", "GET", f"{path}/json")["State"]
     if state["Error"]:
         raise SandboxError(f"the engine lost the container: {state['Error']}")
+    if stopped_for is None and state["ExitCode"] in SIGNALLED and not state["OOMKilled"]:
+        _raise_if_killed_from_outside(engine, container_id, state["StartedAt"])
     started_at = datetime.fromisoformat(state["StartedAt"])
     # The engine notes the start after it, so that the end of a run of a few milliseconds may seem to come first.
     finished_at = max(datetime.fromisoformat(state["FinishedAt"]), started_at)
@@ -297,6 +302,20 @@ def _follow(engine: Engine, container_id: str, attached: Attached, output: Outpu
     if not _exits_within(engine, container_id, STOP_S):
         raise SandboxError(f"a killed container is still there after {STOP_S:.0f} s")
     return stopped_for
+
+
+def _raise_if_killed_from_outside(engine: Engine, container_id: str, started_at: str) -> None:
+    """SandboxError where somebody had the engine kill the container (`docker kill`, `docker stop`, an engine that stops):
+    only then is the missing result not the program's own doing."""
+    query = {
+        "since": f"{datetime.fromisoformat(started_at).timestamp():.6f}",
+        "until": f"{time.time():.6f}",
+        "filters": json.dumps({"container": [container_id], "event": ["kill"]}),
+    }
+    with engine.stream("tell its events", "GET", "/events", params=query, timeout_s=10.0) as answer:
+        for event in answer.json_lines():
+            sent = event.get("Actor", {}).get("Attributes", {}).get("signal", "?")
+            raise SandboxError(f"somebody else had the engine end the container (signal {sent})")
 
 
 def _exits_within(engine: Engine, container_id: str, seconds: float) -> bool:
