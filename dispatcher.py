@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Chooses the submission that is graded next, prepares it, and hands it to its scheduler.
 
-Preparing derives the autograder from the payload (or takes the one that staff registered) and packs the student's files;
-both are stored once. Docker runs are then picked up by scheduler.py; Kubernetes runs by ./pod.sh. Never grades.
+Preparing derives the autograder from the payload (or takes the one that staff registered) and packs the student's
+files; both are stored once. Docker runs are then picked up by scheduler.py; Kubernetes runs by ./pod.sh. Never grades.
 
     python3 dispatcher.py                          the latest pending submission
     python3 dispatcher.py SUBMISSION               that one (also: ASSIGNMENT SUBMISSION)

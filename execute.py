@@ -2,12 +2,12 @@
 """A worker: takes jobs from `jobs/<worker>`, runs each in a container under limits, and sends what came of it.
 
 Reports each job as accepted before it starts, keeps the leases of its runs by heartbeats, builds an autograder's image
-once, and keeps every finished result in an outbox on disk until the broker has it. Knows no database and grades nothing:
-results.json travels as it was. Takes no jobs below the free-space limit.
+once, and keeps every finished result in an outbox on disk until the broker has it. Knows no database and grades
+nothing: results.json travels as it was. Takes no jobs below the free-space limit.
 
     nohup python3 execute.py >> execute.log 2>&1 &
 
-SIGTERM: takes nothing more, lets its runs go on for GREENGRADER_STOP_GRACE_S, hands the others back; a second one: at once.
+SIGTERM: takes nothing more, lets its runs go on for GREENGRADER_STOP_GRACE_S, hands the others back. Twice: at once.
 Settings: GREENGRADER_MQTT_URL (the worker's account), GREENGRADER_WORKER_NAME, GREENGRADER_SLOTS; see `.env.example`.
 Exit codes: 0 stopped by SIGTERM · 1 bug · 2 usage or settings · 3 broker or container engine away.
 """
@@ -262,7 +262,7 @@ class Worker:
         self.slots.let_go(job)
 
     def send(self, message: Message) -> None:
-        """Sent in order, and kept by paho while the broker is away; lost only with this process: leases allow for that."""
+        """Sent in order, kept by paho while the broker is away; lost only with this process: leases allow for that."""
         self.link.publish(results_topic(self.name), message.encode())
 
 

@@ -2,8 +2,8 @@
 """Records what workers say: results, registrations and heartbeats, from MQTT into Postgres.
 
 A result counts exactly once: only for the worker and the attempt that hold the run now; anything else is logged and
-dropped. Reads results.json by Gradescope's rules, works out energy and emissions, and compares with Gradescope's own score.
-Commits first, acknowledges then. Never places runs.
+dropped. Reads results.json by Gradescope's rules, works out energy and emissions, and compares with Gradescope's own
+score. Commits first, acknowledges then. Never places runs.
 
     nohup python3 receiver.py >> receiver.log 2>&1 &
 
@@ -84,7 +84,8 @@ class Receiver:
         self.marked_at = 0.0  # monotonic seconds
 
     def receive(self, incoming: Incoming) -> None:
-        """Stores one message, then acknowledges it. A malformed one is logged and acknowledged: it would come for ever."""
+        """Stores one message, then acknowledges it. A malformed one is logged and acknowledged: it would come for
+        ever."""
         worker = worker_of(incoming.topic)
         try:
             self.record(worker, decode(incoming.raw), incoming)
@@ -189,8 +190,9 @@ class Receiver:
             self.link.publish(incoming.response_topic, reply.encode(), expiry_s=60)
 
     def mark(self) -> None:
-        """Sends a mark now and then. It comes back behind all that waits in the broker: then a worker that was not heard of
-        before the mark was silent. Not right after a reconnect, when the workers are only about to reconnect as well."""
+        """Sends a mark now and then. It comes back behind all that waits in the broker: then a worker that was not
+        heard of before the mark was silent. Not right after a reconnect, when the workers are only about to reconnect
+        as well."""
         now = time.monotonic()
         if now - self.marked_at > IDLE_S and self.link.connected_s > self.settings.worker_silent_s:
             self.marked_at = now

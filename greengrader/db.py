@@ -149,7 +149,8 @@ class Store:
     # ---------------------------------------------------------------------------------------------- life
     @classmethod
     def connect(cls, url: str, *, application: str = "greengrader", check_schema: bool = True) -> Self:
-        """Connected and, by default, with the schema's version checked: ServiceUnavailable, SettingsError, SchemaMismatch."""
+        """Connected and, by default, with the schema's version checked: ServiceUnavailable, SettingsError,
+        SchemaMismatch."""
         store = cls(url, application=application)
         if check_schema:
             store.check_schema()
@@ -238,14 +239,16 @@ class Store:
                 _copy(cursor, "rejected (payload_digest, reason, payload)", [row])
 
     # ------------------------------------------------------------------------------ dispatcher: prepare and hand over
-    _RUN = """SELECT r.run_id, r.submission_key, s.submission_id, s.assignment_id, r.state::text, r.backend::text, r.attempt,
-        r.failures, r.autograder_digest, r.worker, r.error FROM runs r JOIN submissions s USING (submission_key) """
+    _RUN = """SELECT r.run_id, r.submission_key, s.submission_id, s.assignment_id, r.state::text, r.backend::text,
+        r.attempt, r.failures, r.autograder_digest, r.worker, r.error
+        FROM runs r JOIN submissions s USING (submission_key) """
 
     def next_received(self, limit: int, backend: str) -> list[Run]:
         """Runs of a backend that wait for the dispatcher: by priority, deadline, age."""
         return self._rows(
             Run,
-            self._RUN + "WHERE r.state = 'received' AND r.backend = %s ORDER BY r.priority DESC, r.deadline, r.run_id LIMIT %s",
+            self._RUN + "WHERE r.state = 'received' AND r.backend = %s"
+            " ORDER BY r.priority DESC, r.deadline, r.run_id LIMIT %s",
             backend, limit,
         )  # fmt: skip
 
@@ -333,8 +336,8 @@ class Store:
         """Leases (run id, worker, reason) triples; returns those that were still free to go, in no order."""
         return self._rows(
             Placed,
-            "SELECT r.run_id, r.attempt, r.worker, s.submission_id, r.autograder_digest, g.base_image, a.cpus, a.memory_bytes,"
-            " a.timeout_s, a.network, octet_length(f.archive) AS archive_bytes, h.digest IS NOT NULL AS worker_has_autograder"
+            "SELECT r.run_id, r.attempt, r.worker, s.submission_id, r.autograder_digest, g.base_image, a.cpus,"
+            " a.memory_bytes, a.timeout_s, a.network, octet_length(f.archive), h.digest IS NOT NULL"
             " FROM place_runs(%s::bigint[], %s, %s, %s) r JOIN submissions s USING (submission_key)"
             " JOIN assignments a USING (assignment_id) JOIN autograders g ON g.digest = r.autograder_digest"
             " JOIN submission_archives f USING (submission_key)"
@@ -402,9 +405,10 @@ class Store:
     def result_context(self, run_id: int, worker: str) -> ResultContext | None:
         return self._row(
             ResultContext,
-            "SELECT s.submission_id, s.gradescope_score, g.warnings AS autograder_warnings, w.node_ip, w.region, w.zone,"
-            " w.watts_min, w.watts_max FROM runs r JOIN submissions s USING (submission_key)"
-            " JOIN autograders g ON g.digest = r.autograder_digest LEFT JOIN workers w ON w.worker = %s WHERE run_id = %s",
+            "SELECT s.submission_id, s.gradescope_score, g.warnings, w.node_ip, w.region, w.zone, w.watts_min,"
+            " w.watts_max FROM runs r JOIN submissions s USING (submission_key)"
+            " JOIN autograders g ON g.digest = r.autograder_digest LEFT JOIN workers w ON w.worker = %s"
+            " WHERE run_id = %s",
             worker, run_id,
         )  # fmt: skip
 
@@ -498,7 +502,8 @@ class Store:
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
-        """Turns the driver's errors into ours; a broken connection is dropped, so that the next call makes a new one."""
+        """Turns the driver's errors into ours; a broken connection is dropped, so that the next call makes a new
+        one."""
         try:
             yield
         except psycopg2.errors.ObjectNotInPrerequisiteState as error:
@@ -570,7 +575,8 @@ def _columns(cls: Any) -> str:
 
 
 def _copy(cursor: psycopg2.extensions.cursor, target: str, rows: Sequence[tuple[bytes | Path, ...]]) -> None:
-    """Binary COPY of rows, twice as fast as a parametrised INSERT for large values; a Path is streamed from its file."""
+    """Binary COPY of rows, twice as fast as a parametrised INSERT for large values; a Path is streamed from its
+    file."""
     stream = _CopyStream(rows)
     try:
         cursor.copy_expert(f"COPY {target} FROM STDIN (FORMAT binary)", stream, size=1 << 18)

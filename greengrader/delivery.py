@@ -9,7 +9,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Incoming:
-    """A message in hand; `acknowledge` ends it. `payload` is a file's path where it is large and the link has a spool."""
+    """A message in hand; `acknowledge` ends it. `payload` is a file's path where it is large and the link has a
+    spool."""
 
     topic: str
     payload: bytes | Path

@@ -305,8 +305,8 @@ def _follow(engine: Engine, container_id: str, attached: Attached, output: Outpu
 
 
 def _raise_if_killed_from_outside(engine: Engine, container_id: str, started_at: str) -> None:
-    """SandboxError where somebody had the engine kill the container (`docker kill`, `docker stop`, an engine that stops):
-    only then is the missing result not the program's own doing."""
+    """SandboxError where somebody had the engine kill the container (`docker kill`, `docker stop`, an engine that
+    stops): only then is the missing result not the program's own doing."""
     query = {
         "since": f"{datetime.fromisoformat(started_at).timestamp():.6f}",
         "until": f"{time.time():.6f}",

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Detached
-from services import LOOPBACK, Broker, program, start_mosquitto
 
 from greengrader.daemon import Stop
 from greengrader.mqtt import Incoming, Link
+from processes import Detached
+from services import LOOPBACK, Broker, program, start_mosquitto
 
 ACCOUNTS = ("submit", "hub", "worker-1", "worker-2")
 NEVER = Stop()  # one for all: each holds two file descriptors, and paho's select takes none above 1023

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from services import LOOPBACK, Broker
 
 from greengrader import mqtt
 from greengrader.errors import ServiceUnavailable, SettingsError
 from greengrader.mqtt import Link
+from services import LOOPBACK, Broker
 from tests.broker.conftest import BareBroker, payloads, taken
 from tests.conftest import LinkOf
 

@@ -8,11 +8,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from services import Broker
 
 from greengrader.delivery import Incoming, spool_payload
 from greengrader.errors import ServiceUnavailable
 from greengrader.mqtt import Link
+from services import Broker
 from tests.broker.conftest import BareBroker, payloads, publish_outside, taken
 from tests.conftest import LinkOf
 from tests.waiting import eventually

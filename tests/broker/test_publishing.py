@@ -7,13 +7,12 @@ from collections.abc import Callable
 from contextlib import closing
 
 import pytest
-from services import Broker
 
 from greengrader.errors import ServiceUnavailable, SettingsError
 from greengrader.mqtt import Link
+from services import Broker
 from tests.broker.conftest import ACCOUNTS, payloads, taken
 from tests.conftest import LinkOf
-from tests.waiting import eventually
 
 
 def test_confirm_returns_when_the_broker_has_it(link_of: LinkOf) -> None:

@@ -1,4 +1,5 @@
-"""Nothing lost, nothing twice: real processes are stopped and killed in the middle, services restarted, messages doubled."""
+"""Nothing lost, nothing twice: real processes are stopped and killed in the middle, services restarted, messages
+doubled."""
 
 import signal
 import threading

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from services import Postgres, start_postgres
 
 from greengrader.daemon import Stop
 from greengrader.db import RUNS_CHANNEL, WORKERS_CHANNEL, Store
 from greengrader.errors import GreenGraderError, ServiceUnavailable, SettingsError
+from services import Postgres, start_postgres
 from tests import rows
 from tests.postgres.conftest import Session
 from tests.waiting import eventually

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import psycopg2
 import pytest
-from services import Postgres
 
 from greengrader.db import Store
+from services import Postgres
 from tests import rows
 from tests.conftest import fresh_database
 from tests.postgres.conftest import Session

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import psycopg2
 import pytest
-from services import Postgres, program
 
 from greengrader.db import SCHEMA, SCHEMA_VERSION, Store
 from greengrader.errors import SchemaMismatch
+from services import Postgres, program
 from tests import rows
 from tests.conftest import fresh_database
 from tests.postgres.conftest import Session

@@ -6,10 +6,10 @@ from itertools import product
 
 import psycopg2
 import pytest
-from services import Postgres
 
 from greengrader.daemon import Stop
 from greengrader.db import RUNS_CHANNEL, Received, Store
+from services import Postgres
 from tests import rows
 from tests.conftest import fresh_database
 from tests.postgres.conftest import Session
