@@ -195,8 +195,8 @@ class Receiver:
         as well."""
         now = time.monotonic()
         if now - self.marked_at > IDLE_S and self.link.connected_s > self.settings.worker_silent_s:
-            self.marked_at = now
             self.link.publish(MARKS, Mark(at=self.store.now()).encode(), expiry_s=60)
+            self.marked_at = now
 
 
 if __name__ == "__main__":

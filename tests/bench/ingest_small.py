@@ -13,7 +13,7 @@ from tests.daemons.world import World
 
 PAYLOADS = 2000
 PAYLOAD_BYTES = 12_000
-ROUNDS = 3
+ROUNDS = 4
 BAR = 0.4
 
 

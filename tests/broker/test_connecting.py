@@ -129,7 +129,7 @@ def test_a_daemon_that_runs_twice_says_so() -> None:
     accepted, taken_over = b"\x20\x03\x00\x00\x00", b"\xe0\x02\x8e\x00"
     with answering(accepted + taken_over) as port:
         link = Link(f"mqtt://{LOOPBACK}:{port}", client_id="greengrader-ingest")
-        with pytest.raises(SettingsError, match=r"'greengrader-ingest'.*twice"), link:
+        with pytest.raises(SettingsError, match=r"'greengrader-ingest.*twice"), link:
             taken(link, 1)
 
 

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
 from contextlib import closing
 
 import pytest
@@ -83,29 +82,24 @@ def test_what_was_published_arrives_though_much_is_unread(link_of: LinkOf) -> No
     assert len(taken(reader, 30)) == 30
 
 
-def test_threads_do_not_mix_up_their_messages(link_of: LinkOf) -> None:
-    """Slots publish results while the main thread acknowledges: bytes of two packets must never interleave."""
-    reader = link_of("hub", subscribe=["results/+", "jobs/+"], receive_maximum=5000)
+def test_threads_do_not_mix_up_their_packets(link_of: LinkOf) -> None:
+    """Slots publish results while the main thread acknowledges. A packet that is larger than the socket's buffer is
+    sent in pieces, and nothing may come between them."""
+    reader = link_of("hub", subscribe=["results/+"], receive_maximum=1000)
     writer = link_of("hub", subscribe=["submissions"])
+    feeder = link_of("hub")
     faults: list[BaseException] = []
 
-    def guarded(work: Callable[[int], None], number: int) -> None:
+    def publish(number: int) -> None:
         try:
-            work(number)
+            for receipt in [writer.publish("results/worker-1", bytes([number]) * 2_000_000) for _ in range(5)]:
+                writer.confirm(receipt)
         except BaseException as error:
             faults.append(error)
 
-    def publish(number: int) -> None:
-        for size in range(100):
-            writer.confirm(writer.publish(f"results/{number}", bytes([number]) * (size * 1500 + 1)))
-
-    def feed(_number: int) -> None:
-        for _ in range(200):
-            link_of_feed.publish("submissions", b"to be acknowledged")
-
-    link_of_feed = link_of("hub")
-    threads = [threading.Thread(target=guarded, args=(publish, number)) for number in range(4)]
-    threads.append(threading.Thread(target=guarded, args=(feed, 0)))
+    for _ in range(200):
+        feeder.publish("submissions", b"to be acknowledged")
+    threads = [threading.Thread(target=publish, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for _ in range(200):
@@ -113,11 +107,10 @@ def test_threads_do_not_mix_up_their_messages(link_of: LinkOf) -> None:
     for thread in threads:
         thread.join(30)
     assert faults == []
-    messages = taken(reader, 400)
-    assert {(message.topic, message.raw[:1]) for message in messages} == {(f"results/{n}", bytes([n])) for n in range(4)}
-    assert all(set(message.raw) == {message.raw[0]} for message in messages), "whole messages"
-    assert sorted(message.size_bytes for message in messages) == sorted([n * 1500 + 1 for n in range(100)] * 4)
-    assert writer._connection == reader._connection == 1, "no connection broke"
+    assert sorted(message.raw for message in taken(reader, 20)) == [
+        bytes([number]) * 2_000_000 for number in range(4) for _ in range(5)
+    ]
+    assert writer._connection == 1, "the broker saw no broken packet"
 
 
 # --------------------------------------------------------------------------------------------------------------- ACL

@@ -123,7 +123,7 @@ def test_execute_without_a_broker_and_without_an_engine(world: World, docker_eng
 @hub_daemons
 def test_a_service_away_beyond_the_limit_is_exit_3(world: World, script: str, arguments: tuple[str, ...]) -> None:
     """The database is renamed away under a running daemon, which has a second of patience."""
-    daemon = world.start(script, *arguments, outage_limit_s="1").ready()
+    daemon = world.start(script, *arguments, outage_limit_s="1", worker_silent_s="0.1").ready()
     world.store.close()
     base, name = world.database_url.rsplit("/", 1)
     connection = psycopg2.connect(f"{base}/postgres")
