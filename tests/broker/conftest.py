@@ -11,8 +11,9 @@ import pytest
 
 from greengrader.daemon import Stop
 from greengrader.mqtt import Incoming, Link
+from places import LOOPBACK, program
 from processes import Detached
-from services import LOOPBACK, Broker, program, start_mosquitto
+from services import Broker, start_mosquitto
 
 ACCOUNTS = ("submit", "hub", "worker-1", "worker-2")
 NEVER = Stop()  # one for all: each holds two file descriptors, and paho's select takes none above 1023
@@ -55,6 +56,11 @@ def payloads(messages: list[Incoming]) -> list[bytes]:
     return [message.raw for message in messages]
 
 
+def settle(link: Link) -> None:
+    """Returns when the broker has read what the link sent before, acknowledgements for example."""
+    link.confirm(link.publish("nobody/reads/this", b""))
+
+
 def publish_outside(broker: Broker, account: str, topic: str, message: str, *options: str) -> None:
     """As the snippet does it, by mosquitto_pub: QoS 0 and MQTT 3.1.1 unless the options say otherwise."""
     command = [program("mosquitto_pub"), "-h", LOOPBACK, "-p", str(broker.port), "-t", topic, "-m", message]
@@ -68,7 +74,9 @@ class BareBroker:
     def __init__(self, directory: Path, port: int, *lines: str) -> None:
         self.port = port
         configuration = directory / "bare.conf"
-        configuration.write_text("\n".join((f"listener {port} {LOOPBACK}", "allow_anonymous true", "user root", *lines)))
+        configuration.write_text(
+            "\n".join((f"listener {port} {LOOPBACK}", "allow_anonymous true", "user root", *lines))
+        )
         self._process = Detached("mosquitto", directory / "pid", directory / "log", str(configuration))
         self._process.launch([program("mosquitto"), "-c", configuration])
         self._process.wait_until(self._is_up, 20)

@@ -13,7 +13,7 @@ from greengrader.delivery import Incoming, spool_payload
 from greengrader.errors import ServiceUnavailable
 from greengrader.mqtt import Link
 from services import Broker
-from tests.broker.conftest import BareBroker, payloads, publish_outside, taken
+from tests.broker.conftest import BareBroker, payloads, publish_outside, settle, taken
 from tests.conftest import LinkOf
 from tests.waiting import eventually
 
@@ -51,6 +51,7 @@ def test_what_was_acknowledged_does_not_come_again(link_of: LinkOf, client_id: s
             publisher.confirm(publisher.publish("submissions", payload))
         for message in taken(link, 3)[:2]:
             message.acknowledge()
+        settle(link)
     with closing(link_of("hub", client_id=client_id, keep_session=True, subscribe=SUBMISSIONS)) as link:
         publisher.confirm(publisher.publish("submissions", b"marker"))
         again = taken(link, 2)
@@ -121,7 +122,7 @@ def test_many_messages_come_in_the_order_of_the_broker(link_of: LinkOf) -> None:
     publisher = link_of("hub")
     for payload in numbered(500):
         publisher.publish("submissions", payload)
-    seen = []
+    seen: list[bytes] = []
     while len(seen) < 500:
         for message in taken(link, 1):
             seen.append(message.raw)

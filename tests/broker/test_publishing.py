@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pytest
 
+from greengrader.delivery import Incoming
 from greengrader.errors import ServiceUnavailable, SettingsError
 from greengrader.mqtt import Link
 from services import Broker
@@ -116,7 +117,14 @@ def test_threads_do_not_mix_up_their_packets(link_of: LinkOf) -> None:
 # --------------------------------------------------------------------------------------------------------------- ACL
 def forbidden_writes() -> list[tuple[str, str]]:
     """(account, topic) of all that no account may write but its own."""
-    topics = ("submissions", "jobs/{w}", "results/{w}", "workers/{w}/registration", "workers/{w}/heartbeat", "replies/x")
+    topics = (
+        "submissions",
+        "jobs/{w}",
+        "results/{w}",
+        "workers/{w}/registration",
+        "workers/{w}/heartbeat",
+        "replies/x",
+    )
     every = [topic.format(w=worker) for worker in ("worker-1", "worker-2") for topic in topics]
     every += ["jobs/submit", "results/submit", "workers/submit/heartbeat", "other", "$SYS/broker/version", "results"]
     allowed = {
@@ -178,7 +186,7 @@ def test_nobody_reads_what_is_not_for_him(link_of: LinkOf, account: str, filters
     for topic in EVERYTHING:
         hub.confirm(hub.publish(topic, topic.encode()))
     hub.confirm(hub.publish("replies/me", b"marker"))
-    seen = []
+    seen: list[Incoming] = []
     while b"marker" not in payloads(seen):
         for message in taken(reader, 1):
             seen.append(message)

@@ -1,4 +1,4 @@
-"""The state machine: the database refuses every arrow that the diagram does not show, and tells of every one it does."""
+"""The state machine: the database refuses every arrow that the diagram does not show, and tells of every one taken."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,8 +36,10 @@ MOVE = """UPDATE runs SET state = %(to)s, attempt = attempt + (%(to)s = 'placed'
     lease_expires_at = CASE WHEN %(to)s IN ('placed', 'running') THEN now() + interval '1 minute' END,
     finished_at = CASE WHEN %(to)s IN ('graded', 'abandoned', 'cancelled') THEN now() END
     WHERE run_id = %(run)s"""
-RESULT = """INSERT INTO results SELECT filled.* FROM runs r, jsonb_populate_record((SELECT g FROM results g LIMIT 1),
-    jsonb_build_object('run_id', r.run_id, 'attempt', r.attempt)) AS filled WHERE r.run_id = %s ON CONFLICT DO NOTHING"""
+RESULT = """INSERT INTO results SELECT filled.* FROM runs r,
+    jsonb_populate_record((SELECT g FROM results g LIMIT 1),
+        jsonb_build_object('run_id', r.run_id, 'attempt', r.attempt)) AS filled
+    WHERE r.run_id = %s ON CONFLICT DO NOTHING"""
 
 
 @dataclass

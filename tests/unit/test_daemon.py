@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from greengrader import errors
+from greengrader import daemon, errors
 from greengrader.daemon import Outage, Stop
 from greengrader.errors import ServiceUnavailable
 
@@ -25,6 +25,18 @@ from greengrader.errors import *
 log = logging.getLogger("greengrader")
 def main(argv, stop):
 """
+FAULTS = {
+    "GreenGraderError('x')": 1,
+    "SettingsError('x')": 2,
+    "ServiceUnavailable('x')": 3,
+    "SchemaMismatch('x')": 4,
+    "PayloadRejected('x')": 1,
+    "MessageInvalid('x')": 1,
+    "NotFound('x')": 1,
+    "AutograderMissing('a' * 64)": 1,
+    "AutograderBroken('x', 'a long log')": 1,
+    "SandboxError('x')": 1,
+}
 
 
 def script(directory: Path, body: str) -> list[str]:
@@ -55,21 +67,7 @@ def start(directory: Path, body: str) -> subprocess.Popen[str]:
 
 
 # -------------------------------------------------------------------------------------------------------- exit codes
-@pytest.mark.parametrize(
-    ("raised", "code"),
-    [
-        ("GreenGraderError('x')", 1),
-        ("SettingsError('x')", 2),
-        ("ServiceUnavailable('x')", 3),
-        ("SchemaMismatch('x')", 4),
-        ("PayloadRejected('x')", 1),
-        ("MessageInvalid('x')", 1),
-        ("NotFound('x')", 1),
-        ("AutograderMissing('a' * 64)", 1),
-        ("AutograderBroken('x', 'a long log')", 1),
-        ("SandboxError('x')", 1),
-    ],
-)
+@pytest.mark.parametrize(("raised", "code"), FAULTS.items())
 def test_every_fault_has_its_exit_code_and_one_line(tmp_path: Path, raised: str, code: int) -> None:
     ended = run(tmp_path, f"raise {raised}")
     assert ended.returncode == code
@@ -81,8 +79,7 @@ def test_every_fault_has_its_exit_code_and_one_line(tmp_path: Path, raised: str,
 
 def test_no_fault_was_forgotten_here() -> None:
     faults = {cls.__name__ for cls in vars(errors).values() if isinstance(cls, type)}
-    (mark,) = [m for m in test_every_fault_has_its_exit_code_and_one_line.pytestmark if m.name == "parametrize"]
-    assert faults == {raised.partition("(")[0] for raised, _ in mark.args[1]}
+    assert faults == {raised.partition("(")[0] for raised in FAULTS}
 
 
 @pytest.mark.parametrize(("body", "code"), [("return 0", 0), ("return 7", 7), ("sys.exit(5)", 5)])
@@ -107,18 +104,17 @@ def test_usage_is_exit_2(tmp_path: Path) -> None:
     assert run(tmp_path, body, "--no-such-option").returncode == 2
 
 
-def test_a_reader_that_leaves_is_no_fault(tmp_path: Path) -> None:
-    """`greengrader status | head -1`"""
-    body = "for number in range(100_000):\n    print(number)\nreturn 0"
-    first = subprocess.Popen(
-        script(tmp_path, body), env={"PYTHONPATH": str(ROOT), "PATH": os.defpath},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert first.stdout is not None and first.stderr is not None
-    assert first.stdout.readline() == b"0\n"
-    first.stdout.close()
-    assert first.stderr.read() == b""
-    assert first.wait(20) == 0
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["short", "long"])
+def test_a_reader_that_leaves_is_no_fault(tmp_path: Path, lines: int) -> None:
+    """`greengrader status | head -1`, and what fits into a buffer is only written at the end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        ended = subprocess.run(
+            script(tmp_path, f"for number in range({lines}):\n    print(number)\nreturn 0"),
+            env={"PYTHONPATH": str(ROOT)}, stdout=output, stderr=subprocess.PIPE, timeout=20, check=False,
+        )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_another_broken_pipe_is_a_bug(tmp_path: Path) -> None:
@@ -177,6 +173,21 @@ def test_times_are_utc(tmp_path: Path) -> None:
 def test_debug_is_told_where_it_is_asked_for(tmp_path: Path) -> None:
     ended = run(tmp_path, "daemon.log_to_stderr('x', 'DEBUG')\nlog.debug('details')\nreturn 0")
     assert " DEBUG x details" in ended.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------- threads
+def test_a_threads_fault_is_handed_on() -> None:
+    faults: list[BaseException] = []
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    for work in (lambda: None, broken):
+        worker = daemon.thread("slot-1", work, faults.append)
+        assert worker.daemon and worker.name == "slot-1" and not worker.is_alive()
+        worker.start()
+        worker.join(10)
+    assert [type(fault) for fault in faults] == [ZeroDivisionError]
 
 
 # -------------------------------------------------------------------------------------------------------------- stop

@@ -54,9 +54,7 @@ def test_energy_is_never_negative_and_grows_with_the_site(
     cpu_s: float, wall_s: float, cpus: float, memory_bytes: int, pue: float
 ) -> None:
     def energy(pue: float) -> float:
-        return energy_kwh(
-            cpu_s=cpu_s, wall_s=wall_s, cpus=cpus, memory_bytes=memory_bytes, watts=CASCADE_LAKE, pue=pue
-        )
+        return energy_kwh(cpu_s=cpu_s, wall_s=wall_s, cpus=cpus, memory_bytes=memory_bytes, watts=CASCADE_LAKE, pue=pue)
 
     assert energy(pue) >= energy(1.0) >= 0
     assert isclose(energy(pue), pue * energy(1.0), rel_tol=1e-12)

@@ -165,7 +165,7 @@ def test_a_header_has_an_end() -> None:
     ids=str,
 )  # fmt: skip
 def test_parts_add_up_exactly(parts: object) -> None:
-    job = {"submission_id": 1, "autograder_digest": DIGEST, "base_image": "b"}
+    job: dict[str, Any] = {"submission_id": 1, "autograder_digest": DIGEST, "base_image": "b"}
     assert decode(wire("job", b"four", **job, parts={"files": 4})).parts == {"files": b"four"}
     with pytest.raises(MessageInvalid):
         decode(wire("job", b"four", **job, parts=parts))
@@ -184,16 +184,17 @@ def test_a_part_may_be_absent() -> None:
 )  # fmt: skip
 def test_numbers_fit_into_their_columns(field: str, value: object) -> None:
     """A message that Postgres would refuse comes again for ever."""
+    header: dict[str, Any] = {field: value}
     with pytest.raises(MessageInvalid, match=field):
-        decode(wire(**{field: value}))
+        decode(wire(**header))
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [("wall_s", -1), ("wall_s", float("inf")), ("cpu_s", float("nan")), ("cpu_s", 1e300), ("cpus", float("inf")),
      ("peak_memory_bytes", 2**63), ("peak_memory_bytes", -1), ("usage_method", "guess"), ("warnings", ["w"] * 101),
-     ("started_at", "2026-03-01T12:00:00"), ("finished_at", "yesterday"), ("exit_status", "x"), ("timed_out", "perhaps"),
-     ("warnings", "one"), ("warnings", [{}])],
+     ("started_at", "2026-03-01T12:00:00"), ("finished_at", "yesterday"), ("exit_status", "x"),
+     ("timed_out", "perhaps"), ("warnings", "one"), ("warnings", [{}])],
     ids=str,
 )  # fmt: skip
 def test_a_result_is_checked_field_by_field(field: str, value: object) -> None:
@@ -205,7 +206,8 @@ def test_a_result_is_checked_field_by_field(field: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("worker", "a/b"), ("worker", ""), ("worker", "#"), ("worker", "x" * 64), ("worker", "a\n"), ("cpu_cores", 0),
-     ("cpu_clock_rate", 0), ("memory_size", -1), ("slots", 0), ("region", ""), ("watts_min", -1), ("node_ip", "x" * 65)],
+     ("cpu_clock_rate", 0), ("memory_size", -1), ("slots", 0), ("region", ""), ("watts_min", -1),
+     ("node_ip", "x" * 65)],
 )  # fmt: skip
 def test_a_registration_describes_a_machine(field: str, value: object) -> None:
     header = json.loads(Registration(**REGISTRATION).encode())
@@ -233,7 +235,12 @@ def test_the_message_says_nothing_of_a_wrong_value() -> None:
 
 @pytest.mark.parametrize(
     ("given_text", "kept"),
-    [("a\0b", "a\N{REPLACEMENT CHARACTER}b"), ("half \ud800", "half ?"), ("x" * 2000, "x" * TEXT_MAX), ("Zoë\n", "Zoë\n")],
+    [
+        ("a\0b", "a\N{REPLACEMENT CHARACTER}b"),
+        ("half \ud800", "half ?"),
+        ("x" * 2000, "x" * TEXT_MAX),
+        ("Zoë\n", "Zoë\n"),
+    ],
     ids=["nul", "surrogate", "long", "plain"],
 )
 def test_a_reason_is_made_fit_rather_than_refused(given_text: str, kept: str) -> None:
@@ -326,8 +333,9 @@ def test_an_answer_comes_back_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"accepted", b"[]", b"7", b'"accepted"', b"null", b"{}", b'{"status": "fine"}', b'{"status": ["accepted"]}',
-            b"\xff", b"[" * 100_000],
+    "raw",
+    [b"", b"accepted", b"[]", b"7", b'"accepted"', b"null", b"{}", b'{"status": "fine"}', b'{"status": ["accepted"]}',
+     b"\xff", b"[" * 100_000],
     ids=lambda raw: repr(raw[:20]),
 )  # fmt: skip
 def test_what_is_no_answer_is_told(raw: bytes) -> None:
