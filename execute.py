@@ -13,6 +13,7 @@ Exit codes: 0 stopped by SIGTERM · 1 bug · 2 usage or settings · 3 broker or 
 """
 
 import argparse
+import fcntl
 import logging
 import os
 import secrets
@@ -20,11 +21,19 @@ import shutil
 import socket
 import threading
 from pathlib import Path
+from typing import IO
 
 from greengrader import config, daemon, sandbox
 from greengrader.config import Settings
 from greengrader.daemon import Stop
-from greengrader.errors import AutograderBroken, AutograderMissing, MessageInvalid, SandboxError, ServiceUnavailable
+from greengrader.errors import (
+    AutograderBroken,
+    AutograderMissing,
+    MessageInvalid,
+    SandboxError,
+    ServiceUnavailable,
+    SettingsError,
+)
 from greengrader.images import BuiltImage, Images
 from greengrader.limits import Limits
 from greengrader.messages import (
@@ -86,6 +95,7 @@ class Worker:
         self.state = settings.state_dir / f"worker-{name}"
         self.sources = self.state / "autograders"
         self.sources.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.lock = lock(self.state, name)
         self.engine_name = engine_name(name, self.state)
         self.outbox = Outbox(self.state / "outbox")
         self.images = Images.connect(settings, self.state)
@@ -183,6 +193,7 @@ class Worker:
     def take(self, job: Job) -> None:
         """Queues the job for a slot; what cannot be taken goes back to the hub."""
         if not self.accepting():
+            self.beat()  # the hub should know, or it sends the next one at once
             self.release(job, "the worker takes no jobs now")
             return
         taken = self.slots.take(job)
@@ -264,6 +275,18 @@ class Worker:
     def send(self, message: Message) -> None:
         """Sent in order, kept by paho while the broker is away; lost only with this process: leases allow for that."""
         self.link.publish(results_topic(self.name), message.encode())
+
+
+def lock(state: Path, worker: str) -> IO[str]:
+    """Held for as long as this process lives: two workers of one name would end each other's broker sessions for ever."""
+    file = (state / "lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SettingsError(
+            f"worker {worker} runs on this machine already; GREENGRADER_WORKER_NAME names another"
+        ) from error
+    return file
 
 
 def engine_name(worker: str, state: Path) -> str:

@@ -46,7 +46,7 @@ def main(argv: list[str], stop: Stop) -> int:
         receive_maximum=IN_FLIGHT_PAYLOADS,
         outage_limit_s=settings.outage_limit_s,
     )
-    with Store.connect(settings.required("database_url"), application="ingest") as store, link:
+    with Store.connect(settings.required("database_url"), application="ingest", alone=True) as store, link:
         log.info("ready topic=%s broker=%s:%s", SUBMISSIONS, link.host, link.port)
         outage = Outage(settings.outage_limit_s, stop)
         limits = settings.payload_limits()

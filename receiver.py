@@ -58,7 +58,7 @@ def main(argv: list[str], stop: Stop) -> int:
         subscribe=[RESULTS, WORKERS],
         outage_limit_s=settings.outage_limit_s,
     )
-    with Store.connect(settings.required("database_url"), application="receiver") as store, link:
+    with Store.connect(settings.required("database_url"), application="receiver", alone=True) as store, link:
         receiver = Receiver(store, link, settings)
         log.info("ready topics=%s,%s broker=%s:%s", RESULTS, WORKERS, link.host, link.port)
         outage = Outage(settings.outage_limit_s, stop)
@@ -89,7 +89,9 @@ class Receiver:
         worker = worker_of(incoming.topic)
         try:
             self.record(worker, decode(incoming.raw), incoming)
-        except MessageInvalid as error:
+        except ServiceUnavailable:
+            raise
+        except GreenGraderError as error:  # malformed, or nothing that the database can hold: it would come for ever
             log.error("message dropped topic=%s digest=%s reason=%s", incoming.topic, incoming.digest[:12], error)
             self.reply(incoming, Reply("rejected", {"reason": str(error)}))
         incoming.acknowledge()
@@ -174,13 +176,7 @@ class Receiver:
     def register(self, worker: str, message: Registration, incoming: Incoming) -> None:
         if message.worker != worker:
             raise MessageInvalid(f"the account of {worker} may register {worker} only, not {message.worker}")
-        columns = message.model_dump()
-        try:
-            self.store.register_worker(columns)
-        except ServiceUnavailable:
-            raise
-        except GreenGraderError as error:
-            raise MessageInvalid(str(error)) from error
+        self.store.register_worker(message.model_dump())
         self.strangers.discard(worker)
         log.info("registered worker=%s region=%s slots=%d", worker, message.region, message.slots)
         self.reply(incoming, Reply("accepted", {"worker": worker}))

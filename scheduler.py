@@ -47,7 +47,10 @@ def main(argv: list[str], stop: Stop) -> int:
     link = Link(
         settings.required("mqtt_url"), client_id=client_id, keep_session=False, outage_limit_s=settings.outage_limit_s
     )
-    with Store.connect(settings.required("database_url"), application="scheduler") as store, link:
+    with (
+        Store.connect(settings.required("database_url"), application="scheduler", alone=not options.once) as store,
+        link,
+    ):
         store.listen(RUNS_CHANNEL, WORKERS_CHANNEL)
         scheduler = Scheduler(store, link, settings, options.policy)
         log.info("ready policy=%s broker=%s:%s", options.policy, link.host, link.port)

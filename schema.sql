@@ -352,7 +352,9 @@ $$;
 
 -- dispatched -> placed, for as many of the pairs as are still free to go and have a slot
 CREATE OR REPLACE FUNCTION place_runs(the_runs bigint[], the_workers text[], the_reasons text[], lease_s double precision)
-RETURNS SETOF runs LANGUAGE plpgsql AS $$
+RETURNS SETOF runs LANGUAGE plpgsql
+SET plan_cache_mode = force_custom_plan  -- one for arrays of any length expects ten runs: 500 take it ten times as long
+AS $$
 BEGIN
     -- two schedulers may both see the last slot: whoever locks the worker first gets it
     PERFORM FROM workers w WHERE w.worker = ANY (the_workers) ORDER BY w.worker FOR UPDATE;

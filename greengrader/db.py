@@ -30,6 +30,7 @@ SCHEMA = Path(__file__).resolve().parent.parent / "schema.sql"
 RUNS_CHANNEL = "greengrader_runs"  # "STATE RUN_ID"
 WORKERS_CHANNEL = "greengrader_workers"
 URL_SHAPE = "GREENGRADER_DATABASE_URL must look like postgresql://user:password@host:port/database"
+CLAIM_S = 5  # for a process of the same name to be gone
 SLICE_BYTES = 4 * 1024 * 1024
 # one row of two columns, PostgreSQL's binary COPY format: signature, flags, extension; then per row its fields
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
@@ -141,17 +142,19 @@ class ResultContext:
 class Store:
     """A connection to the hub's database; a context manager."""
 
-    def __init__(self, url: str, *, application: str = "greengrader") -> None:
-        self._url, self._application = url, application
+    def __init__(self, url: str, *, application: str = "greengrader", alone: bool = False) -> None:
+        self._url, self._application, self._alone = url, application, alone
         self._channels: list[str] = []
         self._open: psycopg2.extensions.connection | None = None
 
     # ---------------------------------------------------------------------------------------------- life
     @classmethod
-    def connect(cls, url: str, *, application: str = "greengrader", check_schema: bool = True) -> Self:
+    def connect(
+        cls, url: str, *, application: str = "greengrader", check_schema: bool = True, alone: bool = False
+    ) -> Self:
         """Connected and, by default, with the schema's version checked: ServiceUnavailable, SettingsError,
-        SchemaMismatch."""
-        store = cls(url, application=application)
+        SchemaMismatch. `alone`: SettingsError where another process of this name is connected, too."""
+        store = cls(url, application=application, alone=alone)
         if check_schema:
             store.check_schema()
         else:
@@ -496,9 +499,24 @@ class Store:
                     raise SettingsError(f"Postgres refuses GREENGRADER_DATABASE_URL: {text}") from error
                 raise ServiceUnavailable(f"Postgres does not answer: {text}") from error
             self._open.autocommit = True
+            if self._alone:
+                self._claim()
             for channel in self._channels:
                 self._query(f"LISTEN {channel}")
         return self._open
+
+    def _claim(self) -> None:
+        """Holds this application's name for as long as the connection lives; waits for one that is just dying."""
+        try:
+            self._query(f"SET lock_timeout = '{CLAIM_S}s'")
+            self._query("SELECT pg_advisory_lock(hashtext('greengrader ' || %s))", [self._application])
+            self._query("RESET lock_timeout")
+        except ServiceUnavailable as error:
+            if isinstance(error.__cause__, psycopg2.errors.LockNotAvailable):
+                raise SettingsError(
+                    f"{self._application} runs already, with this database: stop that one first"
+                ) from error
+            raise
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
