@@ -2,17 +2,18 @@
 """A worker: takes jobs from `jobs/<worker>`, runs each in a container under limits, and sends what came of it.
 
 Reports each job as accepted before it starts, keeps the leases of its runs by heartbeats, builds an autograder's image
-once, and keeps every finished result in an outbox on disk until the broker has it. Knows no database and grades nothing:
-results.json travels as it was. Takes no jobs below the free-space limit.
+once, and keeps every finished result in an outbox on disk until the broker has it. Knows no database and grades
+nothing: results.json travels as it was. Takes no jobs below the free-space limit.
 
     nohup python3 execute.py >> execute.log 2>&1 &
 
-SIGTERM: takes nothing more, lets its runs go on for GREENGRADER_STOP_GRACE_S, hands the others back; a second one: at once.
+SIGTERM: takes nothing more, lets its runs go on for GREENGRADER_STOP_GRACE_S, hands the others back. Twice: at once.
 Settings: GREENGRADER_MQTT_URL (the worker's account), GREENGRADER_WORKER_NAME, GREENGRADER_SLOTS; see `.env.example`.
 Exit codes: 0 stopped by SIGTERM · 1 bug · 2 usage or settings · 3 broker or container engine away.
 """
 
 import argparse
+import fcntl
 import logging
 import os
 import secrets
@@ -20,11 +21,19 @@ import shutil
 import socket
 import threading
 from pathlib import Path
+from typing import IO
 
 from greengrader import config, daemon, sandbox
 from greengrader.config import Settings
 from greengrader.daemon import Stop
-from greengrader.errors import AutograderBroken, AutograderMissing, MessageInvalid, SandboxError, ServiceUnavailable
+from greengrader.errors import (
+    AutograderBroken,
+    AutograderMissing,
+    MessageInvalid,
+    SandboxError,
+    ServiceUnavailable,
+    SettingsError,
+)
 from greengrader.images import BuiltImage, Images
 from greengrader.limits import Limits
 from greengrader.messages import (
@@ -86,6 +95,7 @@ class Worker:
         self.state = settings.state_dir / f"worker-{name}"
         self.sources = self.state / "autograders"
         self.sources.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.lock = lock(self.state, name)
         self.engine_name = engine_name(name, self.state)
         self.outbox = Outbox(self.state / "outbox")
         self.images = Images.connect(settings, self.state)
@@ -183,6 +193,7 @@ class Worker:
     def take(self, job: Job) -> None:
         """Queues the job for a slot; what cannot be taken goes back to the hub."""
         if not self.accepting():
+            self.beat()  # the hub should know, or it sends the next one at once
             self.release(job, "the worker takes no jobs now")
             return
         taken = self.slots.take(job)
@@ -262,8 +273,20 @@ class Worker:
         self.slots.let_go(job)
 
     def send(self, message: Message) -> None:
-        """Sent in order, and kept by paho while the broker is away; lost only with this process: leases allow for that."""
+        """Sent in order, kept by paho while the broker is away; lost only with this process: leases allow for that."""
         self.link.publish(results_topic(self.name), message.encode())
+
+
+def lock(state: Path, worker: str) -> IO[str]:
+    """Held for as long as this process lives: two workers of one name would end each other's broker sessions for ever."""
+    file = (state / "lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SettingsError(
+            f"worker {worker} runs on this machine already; GREENGRADER_WORKER_NAME names another"
+        ) from error
+    return file
 
 
 def engine_name(worker: str, state: Path) -> str:

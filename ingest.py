@@ -2,8 +2,8 @@
 """Stores what Gradescope forks: MQTT topic `submissions` into Postgres.
 
 Reads the zips that the snippet publishes, checks them, stores each in one transaction (small ones share one), answers
-whoever asked for an answer, and only then acknowledges to the broker. A bad payload is kept in `rejected`, with its reason.
-Never grades, never dispatches, never drops an unstored payload: while Postgres is away nothing is acknowledged.
+whoever asked for an answer, and only then acknowledges to the broker. A bad payload is kept in `rejected`, with its
+reason. Never grades, never dispatches, never drops an unstored payload: while Postgres is away nothing is acknowledged.
 
     nohup python3 ingest.py >> ingest.log 2>&1 &
 
@@ -46,7 +46,7 @@ def main(argv: list[str], stop: Stop) -> int:
         receive_maximum=IN_FLIGHT_PAYLOADS,
         outage_limit_s=settings.outage_limit_s,
     )
-    with Store.connect(settings.required("database_url"), application="ingest") as store, link:
+    with Store.connect(settings.required("database_url"), application="ingest", alone=True) as store, link:
         log.info("ready topic=%s broker=%s:%s", SUBMISSIONS, link.host, link.port)
         outage = Outage(settings.outage_limit_s, stop)
         limits = settings.payload_limits()
@@ -91,15 +91,18 @@ def keep(
     """Stores the good ones in one transaction and each bad one by itself; yields the answer to each."""
     good = [(message, new) for message, new in checked if isinstance(new, NewSubmission)]
     if good:
-        for (message, new), received in zip(good, store_together(store, [new for _, new in good]), strict=True):
-            yield message, tell(new, received)
+        for (message, new), stored in zip(good, store_together(store, [new for _, new in good]), strict=True):
+            if isinstance(stored, PayloadRejected):
+                yield message, reject(store, message, stored)
+            else:
+                yield message, tell(new, stored)
     for message, verdict in checked:
         if isinstance(verdict, PayloadRejected):
             yield message, reject(store, message, verdict)
 
 
-def store_together(store: Store, batch: list[NewSubmission]) -> list[Received | None | PayloadRejected]:
-    """One transaction for all; where Postgres refuses one of them, each by itself, so that only that one is rejected."""
+def store_together(store: Store, batch: list[NewSubmission]) -> list[Received | PayloadRejected | None]:
+    """One transaction for all; where Postgres refuses one of them, each by itself, so that only that one fails."""
     try:
         return list(store.receive_submissions(batch))
     except ServiceUnavailable:

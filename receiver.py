@@ -2,8 +2,8 @@
 """Records what workers say: results, registrations and heartbeats, from MQTT into Postgres.
 
 A result counts exactly once: only for the worker and the attempt that hold the run now; anything else is logged and
-dropped. Reads results.json by Gradescope's rules, works out energy and emissions, and compares with Gradescope's own score.
-Commits first, acknowledges then. Never places runs.
+dropped. Reads results.json by Gradescope's rules, works out energy and emissions, and compares with Gradescope's own
+score. Commits first, acknowledges then. Never places runs.
 
     nohup python3 receiver.py >> receiver.log 2>&1 &
 
@@ -58,7 +58,7 @@ def main(argv: list[str], stop: Stop) -> int:
         subscribe=[RESULTS, WORKERS],
         outage_limit_s=settings.outage_limit_s,
     )
-    with Store.connect(settings.required("database_url"), application="receiver") as store, link:
+    with Store.connect(settings.required("database_url"), application="receiver", alone=True) as store, link:
         receiver = Receiver(store, link, settings)
         log.info("ready topics=%s,%s broker=%s:%s", RESULTS, WORKERS, link.host, link.port)
         outage = Outage(settings.outage_limit_s, stop)
@@ -84,11 +84,14 @@ class Receiver:
         self.marked_at = 0.0  # monotonic seconds
 
     def receive(self, incoming: Incoming) -> None:
-        """Stores one message, then acknowledges it. A malformed one is logged and acknowledged: it would come for ever."""
+        """Stores one message, then acknowledges it. A malformed one is logged and acknowledged: it would come for
+        ever."""
         worker = worker_of(incoming.topic)
         try:
             self.record(worker, decode(incoming.raw), incoming)
-        except MessageInvalid as error:
+        except ServiceUnavailable:
+            raise
+        except GreenGraderError as error:  # malformed, or nothing that the database can hold: it would come for ever
             log.error("message dropped topic=%s digest=%s reason=%s", incoming.topic, incoming.digest[:12], error)
             self.reply(incoming, Reply("rejected", {"reason": str(error)}))
         incoming.acknowledge()
@@ -173,13 +176,7 @@ class Receiver:
     def register(self, worker: str, message: Registration, incoming: Incoming) -> None:
         if message.worker != worker:
             raise MessageInvalid(f"the account of {worker} may register {worker} only, not {message.worker}")
-        columns = message.model_dump()
-        try:
-            self.store.register_worker(columns)
-        except ServiceUnavailable:
-            raise
-        except GreenGraderError as error:
-            raise MessageInvalid(str(error)) from error
+        self.store.register_worker(message.model_dump())
         self.strangers.discard(worker)
         log.info("registered worker=%s region=%s slots=%d", worker, message.region, message.slots)
         self.reply(incoming, Reply("accepted", {"worker": worker}))
@@ -189,12 +186,13 @@ class Receiver:
             self.link.publish(incoming.response_topic, reply.encode(), expiry_s=60)
 
     def mark(self) -> None:
-        """Sends a mark now and then. It comes back behind all that waits in the broker: then a worker that was not heard of
-        before the mark was silent. Not right after a reconnect, when the workers are only about to reconnect as well."""
+        """Sends a mark now and then. It comes back behind all that waits in the broker: then a worker that was not
+        heard of before the mark was silent. Not right after a reconnect, when the workers are only about to reconnect
+        as well."""
         now = time.monotonic()
         if now - self.marked_at > IDLE_S and self.link.connected_s > self.settings.worker_silent_s:
-            self.marked_at = now
             self.link.publish(MARKS, Mark(at=self.store.now()).encode(), expiry_s=60)
+            self.marked_at = now
 
 
 if __name__ == "__main__":

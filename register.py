@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Tells the hub what machine a worker is. Once per machine, and again after a change.
 
-    python3 register.py <ip> <name> <cpu_model_name> <cpu_clock_rate> <cpu_sockets> <cpu_cores> <cache_size> <memory_size>
-    python3 register.py                   reads all eight off this machine
+    python3 register.py <ip> <name> <cpu_model_name> <cpu_clock_rate> <cpu_sockets> <cpu_cores> <cache_size>
+    <memory_size> python3 register.py                   reads all eight off this machine
 
-Units: cpu_clock_rate MHz, cpu_cores in all sockets, cache_size KiB (last level), memory_size MiB. `name` is also the worker's
-broker account. Needs the broker alone: no database. Prints success or the reason.
+Units: cpu_clock_rate MHz, cpu_cores in all sockets, cache_size KiB (last level), memory_size MiB. `name` is also the
+worker's broker account. Needs the broker alone: no database. Prints success or the reason.
 
 Settings: GREENGRADER_MQTT_URL (the worker's account), GREENGRADER_WORKER_NAME, GREENGRADER_SLOTS; see `.env.example`.
 Exit codes: 0 registered · 1 refused or no answer · 2 usage or settings · 3 broker away.

@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Places dispatched runs on workers: leases each in Postgres, then publishes it to `jobs/<worker>`.
 
-Takes back the leases of workers that fell silent, and gives a run up when its attempts are used up. A worker that drains,
-is silent or has no free slot gets nothing. The autograder's source goes along only to a worker that does not have it.
-Never grades and never records a result.
+Takes back the leases of workers that fell silent, and gives a run up when its attempts are used up. A worker that
+drains, is silent or has no free slot gets nothing. The autograder's source goes along only to a worker that does not
+have it. Never grades and never records a result.
 
     nohup python3 scheduler.py [--policy least-loaded] >> scheduler.log 2>&1 &
     python3 scheduler.py --once           one pass, then exit
 
 Settings: GREENGRADER_DATABASE_URL, GREENGRADER_MQTT_URL, GREENGRADER_LEASE_S, …; see `.env.example`.
-Exit codes: 0 stopped by SIGTERM, or the pass is done · 1 bug · 2 usage or settings · 3 Postgres or broker away · 4 schema.
+Exit codes: 0 stopped by SIGTERM, or the pass is done · 1 bug · 2 usage or settings · 3 Postgres or broker away · 4
+schema.
 """
 
 import argparse
@@ -46,7 +47,10 @@ def main(argv: list[str], stop: Stop) -> int:
     link = Link(
         settings.required("mqtt_url"), client_id=client_id, keep_session=False, outage_limit_s=settings.outage_limit_s
     )
-    with Store.connect(settings.required("database_url"), application="scheduler") as store, link:
+    with (
+        Store.connect(settings.required("database_url"), application="scheduler", alone=not options.once) as store,
+        link,
+    ):
         store.listen(RUNS_CHANNEL, WORKERS_CHANNEL)
         scheduler = Scheduler(store, link, settings, options.policy)
         log.info("ready policy=%s broker=%s:%s", options.policy, link.host, link.port)
@@ -110,7 +114,8 @@ class Scheduler:
                 yield Place(worker.worker, worker.slots, worker.free)
 
     def lease_and_send(self, choices: list[Choice]) -> int:
-        """Leases first, so that nobody else can place them; then publishes. What is not sent comes back by its lease."""
+        """Leases first, so that nobody else can place them; then publishes. What is not sent comes back by its
+        lease."""
         leased = self.store.place_runs([(c.run_id, c.worker, c.reason) for c in choices], self.settings.lease_s)
         receipts = []
         sent: set[tuple[str, str]] = set()

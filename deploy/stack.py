@@ -104,6 +104,7 @@ class Stack:
         say("base image", self.base_image)
         with Store.connect(self.database_url, application="stack", check_schema=False) as store:
             store.apply_schema()
+        self.write_env()
         with step("daemons"):
             daemons.start(self.hub())
             if self.executor().process.pid is None:
@@ -111,7 +112,6 @@ class Stack:
             daemons.start([self.executor()])
         for daemon in (*self.hub(), self.executor()):
             say(daemon.name, f"pid {daemon.process.pid}, {daemon.process.log}")
-        self.write_env()
 
     def register(self) -> None:
         """Makes this machine known as a worker."""

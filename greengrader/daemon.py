@@ -147,6 +147,7 @@ def run(main: Callable[[list[str], Stop], int]) -> NoReturn:
     stop.on_signals()
     try:
         code = main(sys.argv[1:], stop)
+        sys.stdout.flush()  # here, where a reader that has left is no fault
     except GreenGraderError as error:
         log.error("%s", error)
         code = error.exit_code

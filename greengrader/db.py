@@ -31,6 +31,7 @@ SCHEMA = Path(__file__).resolve().parent.parent / "schema.sql"
 RUNS_CHANNEL = "greengrader_runs"  # "STATE RUN_ID"
 WORKERS_CHANNEL = "greengrader_workers"
 URL_SHAPE = "GREENGRADER_DATABASE_URL must look like postgresql://user:password@host:port/database"
+CLAIM_S = 5  # for a process of the same name to be gone
 SLICE_BYTES = 4 * 1024 * 1024
 # one row of two columns, PostgreSQL's binary COPY format: signature, flags, extension; then per row its fields
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
@@ -164,16 +165,19 @@ class ResultContext:
 class Store:
     """A connection to the hub's database; a context manager."""
 
-    def __init__(self, url: str, *, application: str = "greengrader") -> None:
-        self._url, self._application = url, application
+    def __init__(self, url: str, *, application: str = "greengrader", alone: bool = False) -> None:
+        self._url, self._application, self._alone = url, application, alone
         self._channels: list[str] = []
         self._open: psycopg2.extensions.connection | None = None
 
     # ---------------------------------------------------------------------------------------------- life
     @classmethod
-    def connect(cls, url: str, *, application: str = "greengrader", check_schema: bool = True) -> Self:
-        """Connected and, by default, with the schema's version checked: ServiceUnavailable, SettingsError, SchemaMismatch."""
-        store = cls(url, application=application)
+    def connect(
+        cls, url: str, *, application: str = "greengrader", check_schema: bool = True, alone: bool = False
+    ) -> Self:
+        """Connected and, by default, with the schema's version checked: ServiceUnavailable, SettingsError,
+        SchemaMismatch. `alone`: SettingsError where another process of this name is connected, too."""
+        store = cls(url, application=application, alone=alone)
         if check_schema:
             store.check_schema()
         else:
@@ -261,14 +265,16 @@ class Store:
                 _copy(cursor, "rejected (payload_digest, reason, payload)", [row])
 
     # ------------------------------------------------------------------------------ dispatcher: prepare and hand over
-    _RUN = """SELECT r.run_id, r.submission_key, s.submission_id, s.assignment_id, r.state::text, r.backend::text, r.attempt,
-        r.failures, r.autograder_digest, r.worker, r.error FROM runs r JOIN submissions s USING (submission_key) """
+    _RUN = """SELECT r.run_id, r.submission_key, s.submission_id, s.assignment_id, r.state::text, r.backend::text,
+        r.attempt, r.failures, r.autograder_digest, r.worker, r.error
+        FROM runs r JOIN submissions s USING (submission_key) """
 
     def next_received(self, limit: int, backend: str) -> list[Run]:
         """Runs of a backend that wait for the dispatcher: by priority, deadline, age."""
         return self._rows(
             Run,
-            self._RUN + "WHERE r.state = 'received' AND r.backend = %s ORDER BY r.priority DESC, r.deadline, r.run_id LIMIT %s",
+            self._RUN + "WHERE r.state = 'received' AND r.backend = %s"
+            " ORDER BY r.priority DESC, r.deadline, r.run_id LIMIT %s",
             backend, limit,
         )  # fmt: skip
 
@@ -356,8 +362,8 @@ class Store:
         """Leases (run id, worker, reason) triples; returns those that were still free to go, in no order."""
         return self._rows(
             Placed,
-            "SELECT r.run_id, r.attempt, r.worker, s.submission_id, r.autograder_digest, g.base_image, a.cpus, a.memory_bytes,"
-            " a.timeout_s, a.network, octet_length(f.archive) AS archive_bytes, h.digest IS NOT NULL AS worker_has_autograder"
+            "SELECT r.run_id, r.attempt, r.worker, s.submission_id, r.autograder_digest, g.base_image, a.cpus,"
+            " a.memory_bytes, a.timeout_s, a.network, octet_length(f.archive), h.digest IS NOT NULL"
             " FROM place_runs(%s::bigint[], %s, %s, %s) r JOIN submissions s USING (submission_key)"
             " JOIN assignments a USING (assignment_id) JOIN autograders g ON g.digest = r.autograder_digest"
             " JOIN submission_archives f USING (submission_key)"
@@ -474,9 +480,10 @@ class Store:
     def result_context(self, run_id: int, worker: str | None) -> ResultContext | None:
         return self._row(
             ResultContext,
-            "SELECT s.submission_id, s.gradescope_score, g.warnings AS autograder_warnings, w.node_ip, w.region, w.zone,"
-            " w.watts_min, w.watts_max FROM runs r JOIN submissions s USING (submission_key)"
-            " JOIN autograders g ON g.digest = r.autograder_digest LEFT JOIN workers w ON w.worker = %s WHERE run_id = %s",
+            "SELECT s.submission_id, s.gradescope_score, g.warnings, w.node_ip, w.region, w.zone, w.watts_min,"
+            " w.watts_max FROM runs r JOIN submissions s USING (submission_key)"
+            " JOIN autograders g ON g.digest = r.autograder_digest LEFT JOIN workers w ON w.worker = %s"
+            " WHERE run_id = %s",
             worker, run_id,
         )  # fmt: skip
 
@@ -564,13 +571,29 @@ class Store:
                     raise SettingsError(f"Postgres refuses GREENGRADER_DATABASE_URL: {text}") from error
                 raise ServiceUnavailable(f"Postgres does not answer: {text}") from error
             self._open.autocommit = True
+            if self._alone:
+                self._claim()
             for channel in self._channels:
                 self._query(f"LISTEN {channel}")
         return self._open
 
+    def _claim(self) -> None:
+        """Holds this application's name for as long as the connection lives; waits for one that is just dying."""
+        try:
+            self._query(f"SET lock_timeout = '{CLAIM_S}s'")
+            self._query("SELECT pg_advisory_lock(hashtext('greengrader ' || %s))", [self._application])
+            self._query("RESET lock_timeout")
+        except ServiceUnavailable as error:
+            if isinstance(error.__cause__, psycopg2.errors.LockNotAvailable):
+                raise SettingsError(
+                    f"{self._application} runs already, with this database: stop that one first"
+                ) from error
+            raise
+
     @contextmanager
     def _faults(self) -> Iterator[None]:
-        """Turns the driver's errors into ours; a broken connection is dropped, so that the next call makes a new one."""
+        """Turns the driver's errors into ours; a broken connection is dropped, so that the next call makes a new
+        one."""
         try:
             yield
         except psycopg2.errors.ObjectNotInPrerequisiteState as error:
@@ -642,7 +665,8 @@ def _columns(cls: Any) -> str:
 
 
 def _copy(cursor: psycopg2.extensions.cursor, target: str, rows: Sequence[tuple[bytes | Path, ...]]) -> None:
-    """Binary COPY of rows, twice as fast as a parametrised INSERT for large values; a Path is streamed from its file."""
+    """Binary COPY of rows, twice as fast as a parametrised INSERT for large values; a Path is streamed from its
+    file."""
     stream = _CopyStream(rows)
     try:
         cursor.copy_expert(f"COPY {target} FROM STDIN (FORMAT binary)", stream, size=1 << 18)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Incoming:
-    """A message in hand; `acknowledge` ends it. `payload` is a file's path where it is large and the link has a spool."""
+    """A message in hand; `acknowledge` ends it. `payload` is a file's path where it is large and the link has a
+    spool."""
 
     topic: str
     payload: bytes | Path
@@ -60,7 +61,8 @@ class Receipt:
 class Receipts:
     """Receipts by packet id. Publishing threads call `sent`, the network thread `acknowledged`, in either order."""
 
-    def __init__(self) -> None:
+    def __init__(self, refused: Callable[[Receipt], None]) -> None:
+        self._refused = refused  # called by either thread
         self._halves: dict[int, Receipt | str] = {}  # {packet id: receipt or answer that waits for the other}
 
     def sent(self, packet_id: int, topic: str) -> Receipt:
@@ -88,3 +90,5 @@ class Receipts:
         del self._halves[packet_id]
         receipt.answer = answer
         receipt.settled.set()
+        if answer:
+            self._refused(receipt)

@@ -36,9 +36,9 @@ class DiskWatch:
     def exceeded(self) -> bool:
         """True where the run's files have outgrown the limit."""
         free_bytes = self._free_bytes()
-        if free_bytes is not None and self._free_at_start_bytes is not None:
-            if self._free_at_start_bytes - free_bytes < self._limit_bytes // 2:
-                return False
+        shrunk_bytes = None if free_bytes is None else (self._free_at_start_bytes or 0) - free_bytes
+        if shrunk_bytes is not None and shrunk_bytes < self._limit_bytes // 2:
+            return False
         began = time.monotonic()
         if began < self._next_look:
             return False

@@ -30,7 +30,6 @@ LABEL_COMMAND = "greengrader.command"
 LABEL_BASE = "greengrader.base"
 TEMPLATE = Path(__file__).resolve().parent.parent / "deploy" / "autograder.Dockerfile"
 IN_HAND_S = 60.0  # an image that was asked for so recently may be about to start a run
-NO_SHEBANG = "run_autograder does not begin with #! and was started by bash; on Gradescope it would fail"
 
 _STAFFS_FAULTS = ("not found", "manifest unknown", "denied", "unauthorized", "does not exist", "invalid reference")
 
@@ -44,11 +43,6 @@ class BuiltImage:
     built: bool  # just now, for this call
     build_s: float = 0.0
     build_log: str = ""
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the staff should know about it."""
-        return (NO_SHEBANG,) if len(self.command) > 1 else ()
 
 
 class Images:

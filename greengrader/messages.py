@@ -139,7 +139,8 @@ class Failed(OfAttempt):
 
 
 class Result(OfAttempt):
-    """What the container did. Parts: `results` (results.json as it was, absent if there was none), `output`, `build_log`."""
+    """What the container did. Parts: `results` (results.json as it was, absent if there was none), `output`,
+    `build_log`."""
 
     kind = "result"
     part_names = ("results", "output", "build_log")

@@ -79,7 +79,12 @@ class Link:
             self.host, self.port = parts.hostname, parts.port or (8883 if parts.scheme == "mqtts" else 1883)
         except ValueError as error:
             raise SettingsError(f"GREENGRADER_MQTT_URL: {error}") from error
-        self.user, self.client_id = unquote(parts.username or ""), client_id
+        self.user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        if keep_session:
+            # A broker asks for no password to end another account's session: who knows the name can have its queue
+            # deleted. So the name of a session that matters holds a part that only its account's owner can know.
+            client_id += "-" + hashlib.sha256(f"{client_id} {password}".encode()).hexdigest()[:16]
+        self.client_id = client_id
         self._subscribe = list(subscribe)
         self._spool = spool
         self._outage_limit_s, self._on_ready = outage_limit_s, on_ready
@@ -90,13 +95,13 @@ class Link:
         self._away_since: float | None = time.monotonic()  # None: connected and subscribed
         self._connected_at = 0.0
         self._fault: BaseException | None = None  # ended the network thread
-        self._receipts = Receipts()
+        self._receipts = Receipts(self._on_refusal)
         self._closing = False
         self._ended = threading.Event()  # there is no network thread
         self._ended.set()
         self._client = client = _Client(self._network_thread_ended, client_id)
         if parts.username:
-            client.username_pw_set(self.user, unquote(parts.password or ""))
+            client.username_pw_set(self.user, password)
         if parts.scheme == "mqtts":
             client.tls_set_context(ssl.create_default_context())
         if will:
@@ -234,9 +239,17 @@ class Link:
             log.warning("disconnected broker=%s:%s reason=%s; reconnecting", self.host, self.port, reason)
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
-        if reason.is_failure:
-            log.error("publish refused packet_id=%d account=%s reason=%s", mid, self.user, reason)
         self._receipts.acknowledged(mid, str(reason) if reason.is_failure else "")
+
+    def _on_refusal(self, receipt: Receipt) -> None:
+        """An account that may not write where its daemon has to is of no use; Mosquitto 2.0.11 even throws it out."""
+        if receipt.answer == NOT_AUTHORIZED:
+            self.fail(self._forbidden(receipt))
+        else:
+            log.error("publish refused topic=%s reason=%s", receipt.topic, receipt.answer)
+
+    def _forbidden(self, receipt: Receipt) -> SettingsError:
+        return SettingsError(f"account {self.user!r} may not write to {receipt.topic}; see the broker's ACL")
 
     def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
         payload: bytes | Path
@@ -345,7 +358,7 @@ class Link:
         if receipt.answer is None:
             raise self._fault or ServiceUnavailable(f"{broker} did not acknowledge within {timeout_s:.0f} s")
         if receipt.answer == NOT_AUTHORIZED:
-            raise SettingsError(f"account {self.user!r} may not write to {receipt.topic}; see the broker's ACL")
+            raise self._forbidden(receipt)
         if receipt.answer:
             raise ServiceUnavailable(f"{broker} refuses what was sent to {receipt.topic}: {receipt.answer}")
 

@@ -1,4 +1,5 @@
-"""What a finished run becomes in the table `results`: grade, parity, energy and emissions, with all they were made from."""
+"""What a finished run becomes in the table `results`: grade, parity, energy and emissions, with all they were made
+from."""
 
 from typing import Any
 

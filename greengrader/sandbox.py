@@ -10,8 +10,10 @@ Two ways to fail. What the program inside does is a fact in the RunReport: its e
 results.json that cannot be used. What the engine fails to do is a SandboxError: no report, no score, try again.
 """
 
+import json
 import logging
 import resource
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +42,8 @@ LABEL_ATTEMPT = "greengrader.attempt"
 SHM_BYTES = 64 * MEBIBYTE  # of /dev/shm; counts as memory
 TICK_S = 1.0  # how often a run is looked at while it runs
 OUTPUT_BYTES_PER_TICK = 64 * MEBIBYTE  # a program that prints faster has to wait, or it would keep our cores busy
-STOP_S = 30.0  # an ended container that is still there after this is the engine's fault
+SIGNALLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # exit statuses that need a second look
+STOP_S = 30.0  # a killed container that is still there after this is the engine's fault
 
 
 class RunCancelled(SandboxError):
@@ -199,6 +202,8 @@ def _execute(
     state = engine.ask("describe the container", "GET", f"{path}/json")["State"]
     if state["Error"]:
         raise SandboxError(f"the engine lost the container: {state['Error']}")
+    if stopped_for is None and state["ExitCode"] in SIGNALLED and not state["OOMKilled"]:
+        _raise_if_killed_from_outside(engine, container_id, state["StartedAt"])
     started_at = datetime.fromisoformat(state["StartedAt"])
     # The engine notes the start after it, so that the end of a run of a few milliseconds may seem to come first.
     finished_at = max(datetime.fromisoformat(state["FinishedAt"]), started_at)
@@ -216,12 +221,16 @@ def _execute(
         output=bytes(output),
         started_at=started_at,
         finished_at=finished_at,
-        wall_s=max((finished_at - started_at).total_seconds(), 0.0),
+        wall_s=(finished_at - started_at).total_seconds(),
         cpu_s=usage.cpu_s,
         peak_memory_bytes=usage.peak_memory_bytes,
         usage_method=usage.method,
         warnings=() if usage.method == "cgroup" else ("CPU time and memory are samples of the engine's statistics",),
     )
+
+
+_TIMED_OUT = "timed out"
+_TOO_MUCH_DISK = "too much disk"
 
 
 class _Watch:
@@ -266,34 +275,61 @@ class _Watch:
         self._cancelled.wait(self.seconds_to_tick())
 
 
-_TIMED_OUT = "timed out"
-_TOO_MUCH_DISK = "too much disk"
-
-
 def _follow(engine: Engine, container_id: str, attached: Attached, output: Output, watch: _Watch) -> str | None:
     """Takes the output until every process is dead: None where the run ended by itself, else why it was stopped."""
     watch.begin()
-    stopped_for = None
+    stopped_for, prints = None, True
     taken_bytes = 0  # since the last tick
     while stopped_for is None:
         if watch.seconds_to_tick() == 0.0:
             stopped_for, taken_bytes = watch.tick(container_id), 0
+        elif not prints:
+            if _exits_within(engine, container_id, watch.seconds_to_tick()):
+                return watch.verdict()
         elif taken_bytes >= OUTPUT_BYTES_PER_TICK:
             watch.pause()
-        elif (piece := attached.read(watch.seconds_to_tick())) == b"":
-            break  # the last process that could print has ended
-        elif piece is not None:
+        elif piece := attached.read(watch.seconds_to_tick()):
             output.feed(piece)
             taken_bytes += len(piece)
-    if stopped_for is not None:
-        while taken_bytes < OUTPUT_BYTES_PER_TICK and (piece := attached.read(0.0)):
-            output.feed(piece)
-            taken_bytes += len(piece)
-        # The engine handles no exit while it has output to pass on and nobody takes it.
-        attached.close()
-        _kill(engine, container_id)
-    engine.ask("stop the container", "POST", f"/containers/{container_id}/wait", timeout_s=STOP_S)
-    return stopped_for or watch.verdict()
+        elif piece == b"":
+            prints = False  # the last process has ended, or all have closed what they print to
+    while taken_bytes < OUTPUT_BYTES_PER_TICK and (piece := attached.read(0.0)):
+        output.feed(piece)
+        taken_bytes += len(piece)
+    # The engine handles no exit while it has output to pass on and nobody takes it.
+    attached.close()
+    _kill(engine, container_id)
+    if not _exits_within(engine, container_id, STOP_S):
+        raise SandboxError(f"a killed container is still there after {STOP_S:.0f} s")
+    return stopped_for
+
+
+def _raise_if_killed_from_outside(engine: Engine, container_id: str, started_at: str) -> None:
+    """SandboxError where somebody had the engine kill the container (`docker kill`, `docker stop`, an engine that
+    stops): only then is the missing result not the program's own doing."""
+    query = {
+        "since": f"{datetime.fromisoformat(started_at).timestamp():.6f}",
+        "until": f"{time.time():.6f}",
+        "filters": json.dumps({"container": [container_id], "event": ["kill"]}),
+    }
+    with engine.stream("tell its events", "GET", "/events", params=query, timeout_s=10.0) as answer:
+        for event in answer.json_lines():
+            sent = event.get("Actor", {}).get("Attributes", {}).get("signal", "?")
+            raise SandboxError(f"somebody else had the engine end the container (signal {sent})")
+
+
+def _exits_within(engine: Engine, container_id: str, seconds: float) -> bool:
+    """True as soon as the container has stopped, False after the time."""
+    until = time.monotonic() + seconds
+    try:
+        engine.ask("wait for the container", "POST", f"/containers/{container_id}/wait", timeout_s=max(seconds, 0.01))
+    except EngineRefused:
+        raise
+    except SandboxError:
+        if time.monotonic() < until:
+            raise
+        return False
+    return True
 
 
 def _kill(engine: Engine, container_id: str) -> None:

@@ -1,8 +1,8 @@
 """Real services for the tests: a Postgres and a Mosquitto of their own, and whatever container engine answers.
 
-Postgres and Mosquitto start once a session, in a temporary folder, on loopback. Each test that asks for `database` gets a
-fresh one, cloned from a template. What needs a container engine or a cluster is skipped with a printed reason where none
-answers, and fails instead where GREENGRADER_REQUIRE names it.
+Postgres and Mosquitto start once a session, in a temporary folder, on loopback. Each test that asks for `database` gets
+a fresh one, cloned from a template. What needs a container engine or a cluster is skipped with a printed reason where
+none answers, and fails instead where GREENGRADER_REQUIRE names it.
 """
 
 import itertools

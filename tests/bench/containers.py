@@ -21,11 +21,15 @@ echo '{"score": 1}' > /autograder/results/results.json
 
 @dataclass(frozen=True)
 class Graders:
-    """A hub and a worker that are up, and the command line of a bare run of what the worker runs."""
+    """A hub and a worker that are up, and the image that the worker runs."""
 
     world: World
     transitions: Transitions
-    bare_run: list[str]
+    image: str
+
+    def bare_run(self, *options: str) -> list[str]:
+        """The command line of a bare run of the same image and command."""
+        return ["docker", "run", "--rm", *options, "--entrypoint=/autograder/run_autograder", self.image]
 
 
 @contextmanager
@@ -40,9 +44,7 @@ def graders(stage: Stage, name: str, base: str) -> Iterator[Graders]:
         digest = world.store.table("runs")[0]["autograder_digest"]
         image = autograder_image(str(digest))
         try:
-            yield Graders(
-                world, transitions, ["docker", "run", "--rm", "--entrypoint", "/autograder/run_autograder", image]
-            )
+            yield Graders(world, transitions, image)
         finally:
             world.close()
             _docker("image", "rm", "--force", image)

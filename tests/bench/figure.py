@@ -58,11 +58,14 @@ def spread(values: Sequence[float]) -> str:
 def interleaved(
     name: str, rounds: int, measure: Callable[[int], float], refer: Callable[[int], float]
 ) -> tuple[list[float], list[float]]:
-    """The values of both, taken in turn: a noisy neighbour disturbs both alike. Each gets the round's number."""
-    measured, reference = [], []
+    """The values of both, each given the round's number. They take turns, and turns in going first: a noisy neighbour,
+    or a disk that is quick only for its first gigabyte, disturbs both alike."""
+    measured: list[float] = []
+    reference: list[float] = []
     for number in range(rounds):
-        reference.append(refer(number))
-        measured.append(measure(number))
+        turns = [(measured, measure), (reference, refer)]
+        for values, take in turns if number % 2 else reversed(turns):
+            values.append(take(number))
         progress(f"{name}: round {number + 1} of {rounds}: {measured[-1]:,.3f} against {reference[-1]:,.3f}")
     return measured, reference
 

@@ -15,7 +15,7 @@ from tests.daemons.world import World
 
 PAYLOADS = 16
 PAYLOAD_BYTES = 20 * MEGABYTE
-ROUNDS = 3
+ROUNDS = 4
 BAR = 0.8
 
 
@@ -60,7 +60,7 @@ def megabytes(payloads: Sequence[bytes]) -> float:
 
 def bare_copy(world: World, payloads: Sequence[bytes]) -> float:
     """MB/s into a table of the shape of `payloads`, out of memory."""
-    with bare_cursor(world) as cursor:
+    with bare_cursor(world.database_url) as cursor:
         cursor.execute("CREATE TABLE bare (LIKE payloads INCLUDING ALL)")
         began = time.monotonic()
         for number, payload in enumerate(payloads):

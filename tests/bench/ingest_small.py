@@ -13,7 +13,7 @@ from tests.daemons.world import World
 
 PAYLOADS = 2000
 PAYLOAD_BYTES = 12_000
-ROUNDS = 3
+ROUNDS = 4
 BAR = 0.4
 
 
@@ -57,7 +57,7 @@ def payload(submission_id: int, content: bytes) -> bytes:
 
 def bare_inserts(world: World, payloads: Sequence[bytes]) -> float:
     """Rows a second, each committed by itself, in a table of the shape of `payloads`."""
-    with bare_cursor(world) as cursor:
+    with bare_cursor(world.database_url) as cursor:
         cursor.execute("CREATE TABLE bare (LIKE payloads INCLUDING ALL)")
         began = time.monotonic()
         for number, payload in enumerate(payloads):

@@ -19,7 +19,6 @@ from greengrader.db import RUNS_CHANNEL, Store
 from greengrader.mqtt import Link
 from services import start_mosquitto, start_postgres
 from tests.bench.figure import MEGABYTE, NotMeasured
-from tests.conftest import fresh_database
 from tests.daemons.world import WORKER, Daemon, World
 
 PATIENCE_S = 300.0
@@ -51,15 +50,21 @@ class Stage:
         directory = self.directory / name
         broker = start_mosquitto(directory / "mosquitto", ("submit", "hub", WORKER))
         try:
-            with fresh_database(self.postgres) as url:
-                world = World(directory, url, broker, base_image)
-                try:
-                    yield world
-                finally:
-                    world.close()
+            world = World(directory, self._database(name), broker, base_image)
+            try:
+                yield world
+            finally:
+                world.close()
         finally:
             broker.stop()
             broker.remove()
+
+    def _database(self, name: str) -> str:
+        """URL of a clone of the template, which goes with the server."""
+        server, template = self.postgres.url.rsplit("/", 1)
+        with bare_cursor(f"{server}/postgres") as cursor:
+            cursor.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        return f"{server}/{name}"
 
 
 class Transitions:
@@ -122,10 +127,10 @@ def ready_at(daemon: Daemon) -> float:
 
 
 @contextmanager
-def bare_cursor(world: World) -> Iterator[psycopg2.extensions.cursor]:
-    """A cursor of the driver itself in the world's database, each statement a transaction of its own."""
+def bare_cursor(database_url: str) -> Iterator[psycopg2.extensions.cursor]:
+    """A cursor of the driver itself, each statement a transaction of its own."""
     try:
-        connection = psycopg2.connect(world.database_url)
+        connection = psycopg2.connect(database_url)
         try:
             connection.autocommit = True
             with connection.cursor() as cursor:

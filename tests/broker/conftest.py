@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Detached
-from services import LOOPBACK, Broker, program, start_mosquitto
 
 from greengrader.daemon import Stop
 from greengrader.mqtt import Incoming, Link
+from places import LOOPBACK, program
+from processes import Detached
+from services import Broker, start_mosquitto
 
 ACCOUNTS = ("submit", "hub", "worker-1", "worker-2")
+NEVER = Stop()  # one for all: each holds two file descriptors, and paho's select takes none above 1023
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def taken(link: Link, count: int, limit_s: float = 15) -> list[Incoming]:
     """The next `count` messages, not acknowledged."""
     messages: list[Incoming] = []
     deadline = time.monotonic() + limit_s
-    for batch in link.batches(Stop(), idle_s=0.05):
+    for batch in link.batches(NEVER, idle_s=0.05):
         messages += batch
         if len(messages) >= count:
             break
@@ -52,6 +54,11 @@ def taken(link: Link, count: int, limit_s: float = 15) -> list[Incoming]:
 
 def payloads(messages: list[Incoming]) -> list[bytes]:
     return [message.raw for message in messages]
+
+
+def settle(link: Link) -> None:
+    """Returns when the broker has read what the link sent before, acknowledgements for example."""
+    link.confirm(link.publish("nobody/reads/this", b""))
 
 
 def publish_outside(broker: Broker, account: str, topic: str, message: str, *options: str) -> None:
@@ -67,7 +74,9 @@ class BareBroker:
     def __init__(self, directory: Path, port: int, *lines: str) -> None:
         self.port = port
         configuration = directory / "bare.conf"
-        configuration.write_text("\n".join((f"listener {port} {LOOPBACK}", "allow_anonymous true", "user root", *lines)))
+        configuration.write_text(
+            "\n".join((f"listener {port} {LOOPBACK}", "allow_anonymous true", "user root", *lines))
+        )
         self._process = Detached("mosquitto", directory / "pid", directory / "log", str(configuration))
         self._process.launch([program("mosquitto"), "-c", configuration])
         self._process.wait_until(self._is_up, 20)

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from services import LOOPBACK, Broker
 
 from greengrader import mqtt
 from greengrader.errors import ServiceUnavailable, SettingsError
 from greengrader.mqtt import Link
+from places import LOOPBACK
+from services import Broker
 from tests.broker.conftest import BareBroker, payloads, taken
 from tests.conftest import LinkOf
 
@@ -26,7 +27,7 @@ def test_a_link_is_connected_when_it_is_there(link_of: LinkOf) -> None:
 def test_small_packets_are_sent_at_once(link_of: LinkOf) -> None:
     """Otherwise an acknowledgement that a publish follows costs 40 ms, on each hop."""
     connection = link_of("hub")._client.socket()
-    assert connection is not None
+    assert isinstance(connection, socket.socket)
     assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
@@ -113,7 +114,14 @@ def answering(answer: bytes | None) -> Iterator[int]:
 
 @pytest.mark.parametrize(
     "answer",
-    [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x20\x03\x00\x88\x00", b"\xf0" * 50, b"\x30\xff\xff\xff\xff\xff"],
+    [
+        None,
+        b"",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"\x20\x03\x00\x88\x00",
+        b"\xf0" * 50,
+        b"\x30\xff\xff\xff\xff\xff",
+    ],
     ids=["silence", "hangs-up", "http", "server-unavailable", "garbage", "endless-length"],
 )
 def test_somebody_who_is_no_broker_is_an_outage(monkeypatch: pytest.MonkeyPatch, answer: bytes | None) -> None:
@@ -122,6 +130,15 @@ def test_somebody_who_is_no_broker_is_an_outage(monkeypatch: pytest.MonkeyPatch,
         link = Link(f"mqtt://{LOOPBACK}:{port}", client_id="lost")
         with pytest.raises(ServiceUnavailable), link:
             pytest.fail("it connected")
+
+
+def test_a_daemon_that_runs_twice_says_so() -> None:
+    """A broker that says why it throws us out. Two that took each other's session in turns would get nothing done."""
+    accepted, taken_over = b"\x20\x03\x00\x00\x00", b"\xe0\x02\x8e\x00"
+    with answering(accepted + taken_over) as port:
+        link = Link(f"mqtt://{LOOPBACK}:{port}", client_id="greengrader-ingest")
+        with pytest.raises(SettingsError, match=r"'greengrader-ingest.*twice"), link:
+            taken(link, 1)
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,18 @@
 
 import hashlib
 import logging
-import shutil
+import resource
+import signal
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from services import Broker
 
-from greengrader.delivery import Incoming
-from greengrader.errors import ServiceUnavailable, SettingsError
+from greengrader.delivery import Incoming, spool_payload
+from greengrader.errors import ServiceUnavailable
 from greengrader.mqtt import Link
-from tests.broker.conftest import BareBroker, payloads, publish_outside, taken
+from services import Broker
+from tests.broker.conftest import BareBroker, payloads, publish_outside, settle, taken
 from tests.conftest import LinkOf
 from tests.waiting import eventually
 
@@ -50,6 +51,7 @@ def test_what_was_acknowledged_does_not_come_again(link_of: LinkOf, client_id: s
             publisher.confirm(publisher.publish("submissions", payload))
         for message in taken(link, 3)[:2]:
             message.acknowledge()
+        settle(link)
     with closing(link_of("hub", client_id=client_id, keep_session=True, subscribe=SUBMISSIONS)) as link:
         publisher.confirm(publisher.publish("submissions", b"marker"))
         again = taken(link, 2)
@@ -120,7 +122,7 @@ def test_many_messages_come_in_the_order_of_the_broker(link_of: LinkOf) -> None:
     publisher = link_of("hub")
     for payload in numbered(500):
         publisher.publish("submissions", payload)
-    seen = []
+    seen: list[bytes] = []
     while len(seen) < 500:
         for message in taken(link, 1):
             seen.append(message.raw)
@@ -169,69 +171,68 @@ def test_a_link_without_a_subscription_only_publishes(link_of: LinkOf) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ spool
+LARGE = bytes(range(256)) * 40_000
+
+
 def path_of(message: Incoming) -> Path:
     assert isinstance(message.payload, Path)
     return message.payload
 
 
-def test_payloads_are_kept_in_files_until_they_are_acknowledged(link_of: LinkOf, tmp_path: Path) -> None:
+def test_large_payloads_are_kept_in_files_until_they_are_acknowledged(link_of: LinkOf, tmp_path: Path) -> None:
     link = link_of("hub", subscribe=SUBMISSIONS, spool=tmp_path)
     publisher = link_of("hub")
-    large = bytes(range(256)) * 40_000
-    for payload in (large, b"small"):
+    for payload in (LARGE, b"small", LARGE[1:]):
         publisher.confirm(publisher.publish("submissions", payload))
-    messages = taken(link, 2)
-    assert [path_of(message).read_bytes() for message in messages] == [large, b"small"]
-    assert messages[0].digest == hashlib.sha256(large).hexdigest()
-    assert {path.parent for path in map(path_of, messages)} == {tmp_path}
-    messages[0].acknowledge()
-    assert list(tmp_path.iterdir()) == [path_of(messages[1])]
-    messages[1].acknowledge()
+    first, small, last = taken(link, 3)
+    assert small.raw == b"small"
+    assert (path_of(first).read_bytes(), path_of(last).read_bytes()) == (LARGE, LARGE[1:])
+    assert (first.size_bytes, first.digest) == (len(LARGE), hashlib.sha256(LARGE).hexdigest())
+    assert {path_of(first).parent, path_of(last).parent} == {tmp_path}
+    first.acknowledge()
+    assert list(tmp_path.iterdir()) == [path_of(last)]
+    last.acknowledge()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_files_of_messages_that_nobody_took_are_removed_at_the_end(link_of: LinkOf, tmp_path: Path) -> None:
     with closing(link_of("hub", subscribe=SUBMISSIONS, spool=tmp_path)) as link:
         publisher = link_of("hub")
-        for payload in numbered(3):
-            publisher.confirm(publisher.publish("submissions", payload))
+        for number in range(3):
+            publisher.confirm(publisher.publish("submissions", LARGE[number:]))
         eventually(lambda: len(list(tmp_path.iterdir())) == 3)
         in_hand = taken(link, 1)
     assert list(tmp_path.iterdir()) == [path_of(in_hand[0])], "who has it in hand may still need it"
 
 
-def test_a_spool_that_cannot_be_written_ends_the_iteration(
-    link_of: LinkOf, tmp_path: Path, client_id: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "spool").mkdir()
-    options = {"client_id": client_id, "keep_session": True, "subscribe": SUBMISSIONS}
-    link = link_of("hub", spool=tmp_path / "spool", **options)
-    shutil.rmtree(tmp_path / "spool")
+def test_a_spool_that_cannot_be_written_ends_the_iteration(link_of: LinkOf, tmp_path: Path, client_id: str) -> None:
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    link = link_of("hub", client_id=client_id, keep_session=True, subscribe=SUBMISSIONS, spool=spool)
+    spool.rmdir()
     publisher = link_of("hub")
-    publisher.confirm(publisher.publish("submissions", b"no room"))
-    with pytest.raises(ServiceUnavailable, match="spool"):
+    publisher.confirm(publisher.publish("submissions", LARGE))
+    with pytest.raises(ServiceUnavailable, match=str(spool)):
         taken(link, 1)
     link.close()
-    (tmp_path / "spool").mkdir()
-    again = link_of("hub", spool=tmp_path / "spool", **options)
+    spool.mkdir()
+    again = link_of("hub", client_id=client_id, keep_session=True, subscribe=SUBMISSIONS, spool=spool)
     (message,) = taken(again, 1)
-    assert path_of(message).read_bytes() == b"no room"
+    assert path_of(message).read_bytes() == LARGE, "it was not acknowledged, so it comes again"
     message.acknowledge()
 
 
-# -------------------------------------------------------------------------------------------------------- twice there
-def test_a_daemon_that_runs_twice_says_so(link_of: LinkOf, client_id: str) -> None:
-    """Two that took each other's session in turns would look alive, and get nothing done."""
-    first = link_of("hub", client_id=client_id, subscribe=SUBMISSIONS)
-    second = link_of("hub", client_id=client_id, subscribe=SUBMISSIONS)
-    with pytest.raises(SettingsError, match=f"{client_id}.*twice"):
-        taken(first, 1)
-    with pytest.raises(SettingsError):
-        first.check()
-    publisher = link_of("hub")
-    publisher.confirm(publisher.publish("submissions", b"for the second"))
-    assert payloads(taken(second, 1)) == [b"for the second"]
-    assert second.check()
+def test_a_full_disk_leaves_no_half_file(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            spool_payload(tmp_path, LARGE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_logged_of_what_goes_well(link_of: LinkOf, caplog: pytest.LogCaptureFixture) -> None:

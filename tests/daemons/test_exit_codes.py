@@ -123,7 +123,7 @@ def test_execute_without_a_broker_and_without_an_engine(world: World, docker_eng
 @hub_daemons
 def test_a_service_away_beyond_the_limit_is_exit_3(world: World, script: str, arguments: tuple[str, ...]) -> None:
     """The database is renamed away under a running daemon, which has a second of patience."""
-    daemon = world.start(script, *arguments, outage_limit_s="1").ready()
+    daemon = world.start(script, *arguments, outage_limit_s="1", worker_silent_s="0.1").ready()
     world.store.close()
     base, name = world.database_url.rsplit("/", 1)
     connection = psycopg2.connect(f"{base}/postgres")
@@ -142,3 +142,20 @@ def test_a_second_signal_ends_at_once(world: World) -> None:
     daemon = world.start("dispatcher", "--watch").ready()
     daemon.process.send_signal(signal.SIGINT)
     assert daemon.process.wait(10) in (0, 128 + signal.SIGINT)
+
+
+@pytest.mark.parametrize("script", LINKED)
+def test_a_second_one_of_the_same_daemon_is_refused(world: World, script: str) -> None:
+    """Two would throw each other off the broker for ever."""
+    world.start(script).ready()
+    ended = world.run(script)
+    assert ended.returncode == 2
+    assert f"{script} runs already" in only_line(ended.stderr)
+
+
+@pytest.mark.docker
+def test_a_second_worker_of_the_same_name_is_refused(world: World, docker_engine: str) -> None:
+    world.start("execute", worker="worker-1").ready()
+    ended = world.run("execute", worker="worker-1")
+    assert ended.returncode == 2
+    assert "worker-1 runs on this machine already" in only_line(ended.stderr)

@@ -1,10 +1,12 @@
-"""ingest.py as a process: what comes in is stored or rejected, answered, acknowledged, and the next one is processed."""
+"""ingest.py as a process: what comes in is stored or rejected, answered, acknowledged, and the next one is
+processed."""
 
 import io
 import json
 import os
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -161,12 +163,12 @@ def test_answers_go_to_reply_topics_alone(world: World) -> None:
 
 def test_postgres_away_acknowledges_nothing_and_waits(world: World) -> None:
     ingest = world.start("ingest").ready()
-    base, name = world.database_url.rsplit("/", 1)
-    world.store._query("SELECT 1")
+    name = world.database_url.rsplit("/", 1)[1]
     administer = world.administer
     administer(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
     administer(
-        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND application_name = 'ingest'"
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        f" WHERE datname = '{name}' AND application_name = 'ingest'"
     )
     world.publish(payload(1))
     ingest.says("trying again")
@@ -202,6 +204,6 @@ def test_a_large_payload_is_streamed_not_held(world: World) -> None:
     size = 60 * 1024 * 1024
     world.publish(build_payload({"big.bin": os.urandom(size)}, metadata={"id": 3}))
     world.wait_state(3, "received", timeout_s=60)
-    with open(f"/proc/{ingest.process.pid}/status") as status:
-        peak_kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    status = Path(f"/proc/{ingest.process.pid}/status").read_text()
+    peak_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
     assert peak_kib * 1024 < 120e6 + 3 * size

@@ -1,5 +1,7 @@
 """register.py: eight values or none, success or the reason."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.daemons.world import World
@@ -18,8 +20,8 @@ def test_the_eight_values_and_the_options_are_stored(world: World) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("registered worker-1: Intel(R) Xeon(R)")
     (row,) = world.store.table("workers")
-    stored = [row[name] for name in ("node_ip", "worker", "cpu_model_name", "cpu_clock_rate", "cpu_sockets", "cpu_cores",
-                                     "cache_size", "memory_size")]  # fmt: skip
+    columns = "node_ip worker cpu_model_name cpu_clock_rate cpu_sockets cpu_cores cache_size memory_size"
+    stored = [row[name] for name in columns.split()]
     assert [str(value) for value in stored] == MACHINE
     assert (row["region"], row["zone"], row["watts_min"], row["watts_max"], row["slots"]) == (
         "us-west",
@@ -35,8 +37,7 @@ def test_without_values_it_reads_them_off_this_machine(world: World) -> None:
     done = world.run("register", worker="worker-1")
     assert done.returncode == 0, done.stderr
     (row,) = world.store.table("workers")
-    with open("/proc/meminfo") as meminfo:
-        total_mib = int(meminfo.readline().split()[1]) // 1024
+    total_mib = int(Path("/proc/meminfo").read_text().split()[1]) // 1024
     assert row["memory_size"] == total_mib and row["cpu_cores"] >= 1 and row["cpu_clock_rate"] > 0
     assert row["cpu_model_name"] and row["node_ip"] == "127.0.0.1"
 

@@ -1,4 +1,5 @@
-"""The daemons as real processes against real services: start them, kill them, publish to them, wait for what must come."""
+"""The daemons as real processes against real services: start them, kill them, publish to them, wait for what must
+come."""
 
 import json
 import os

@@ -1,6 +1,7 @@
 """The embedded Postgres and Mosquitto: found again, restarted, killed, copied, and nothing lost meanwhile."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,9 +18,10 @@ from services import Broker, Postgres, start_mosquitto, start_postgres
 from tests.conftest import LinkOf
 
 
-@pytest.fixture
-def own_postgres(tmp_path: Path) -> Iterator[Postgres]:
-    server = start_postgres(tmp_path / "postgres", durable=False)
+@pytest.fixture(scope="module")
+def own_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A server that this module may stop; it runs again after each test."""
+    server = start_postgres(tmp_path_factory.mktemp("own") / "postgres", durable=False)
     yield server
     server.remove()
 
@@ -54,14 +56,14 @@ class TestPostgres:
     @pytest.mark.parametrize("end", ["restart", "kill"])
     def test_what_is_committed_survives(self, own_postgres: Postgres, end: str) -> None:
         url, pid = own_postgres.url, own_postgres.pid
-        query(url, "CREATE TABLE kept AS SELECT 1 AS a")
+        query(url, f"CREATE TABLE kept_{end} AS SELECT 1 AS a")
         open_session = psycopg2.connect(url)
-        open_session.cursor().execute("INSERT INTO kept VALUES (2)")
+        open_session.cursor().execute(f"INSERT INTO kept_{end} VALUES (2)")
         getattr(own_postgres, end)()
         own_postgres.start()
         assert own_postgres.url == url, "the address changed"
         assert own_postgres.pid != pid
-        assert query(url, "SELECT a FROM kept") == [(1,)]
+        assert query(url, f"SELECT a FROM kept_{end}") == [(1,)]
 
     def test_it_is_set_up_as_the_design_says(self, own_postgres: Postgres) -> None:
         names = ("listen_addresses", "shared_buffers", "max_connections", "TimeZone", "server_encoding")
@@ -72,13 +74,6 @@ class TestPostgres:
     def test_another_password_is_refused(self, own_postgres: Postgres) -> None:
         with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
             psycopg2.connect(own_postgres.url.replace(own_postgres.password, "guessed"))
-
-    def test_remove_leaves_nothing(self, own_postgres: Postgres) -> None:
-        pid, data = own_postgres.pid, (own_postgres.directory / "data").resolve()
-        own_postgres.remove()
-        assert not own_postgres.directory.exists()
-        assert not data.exists()
-        assert not Path(f"/proc/{pid}").exists()
 
 
 class TestBroker:
@@ -171,15 +166,17 @@ def test_a_copied_state_directory_is_refused(own_postgres: Postgres, tmp_path: P
         start_postgres(copy)
 
 
-def test_a_removed_state_directory_starts_afresh(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root's services live outside of their directory")
+def test_a_removed_state_directory_starts_afresh_and_remove_leaves_nothing(tmp_path: Path) -> None:
     directory = tmp_path / "postgres"
     left_over = OUTSIDE / key_of(directory / "data")
-    left_over.mkdir(parents=True)
-    (left_over / "PG_VERSION").write_text("of a cluster whose password nobody knows")
+    if os.geteuid() == 0:  # whose services may live outside of their directory
+        left_over.mkdir(parents=True)
+        (left_over / "PG_VERSION").write_text("of a cluster whose password nobody knows")
     server = start_postgres(directory, durable=False)
-    try:
-        assert query(server.url, "SELECT 1") == [(1,)]
-    finally:
-        server.remove()
+    assert query(server.url, "SELECT 1") == [(1,)]
+    pid, data = server.pid, (directory / "data").resolve()
+    server.remove()
+    assert not directory.exists()
+    assert not data.exists()
+    assert not Path(f"/proc/{pid}").exists()
+    shutil.rmtree(left_over, ignore_errors=True)

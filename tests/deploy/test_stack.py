@@ -47,6 +47,12 @@ class Stack:
         self.environment = dict(line.split("=", 1) for line in printed.stdout.split("\0") if line)
 
 
+def is_running(pid: int) -> bool:
+    """A process that has ended keeps its number until its parent asks for it, but no command line."""
+    command_line = Path(f"/proc/{pid}/cmdline")
+    return command_line.exists() and command_line.read_bytes() != b""
+
+
 @pytest.fixture
 def stack(tmp_path: Path, base_image: str) -> Iterator[Stack]:
     stack = Stack(tmp_path / "state", base_image)
@@ -75,7 +81,8 @@ def test_up_and_down_and_up_again(stack: Stack) -> None:
     assert {name for name in first if second[name] != first[name]} == {"ingest"}
 
     assert stack("down").startswith("stopped: execute, receiver, scheduler, dispatcher, ingest, mosquitto, postgres;")
-    assert not [name for name, pid in second.items() if Path(f"/proc/{pid}").exists()]
+    assert stack.pids() == {}
+    assert not [name for name, pid in second.items() if is_running(pid)]
     assert stack("down") == "nothing was running\n"
 
     stack("up")

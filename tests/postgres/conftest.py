@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import psycopg2
 import psycopg2.extensions
 import pytest
-from services import Postgres
 
 from greengrader.daemon import Stop
 from greengrader.db import Store
+from services import Postgres
 from tests.conftest import fresh_database
 from tests.waiting import eventually
 

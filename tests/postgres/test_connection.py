@@ -4,13 +4,15 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from services import Postgres, start_postgres
 
 from greengrader.daemon import Stop
-from greengrader.db import RUNS_CHANNEL, WORKERS_CHANNEL, Store
+from greengrader.db import RUNS_CHANNEL, WORKERS_CHANNEL, NewSubmission, Store
 from greengrader.errors import GreenGraderError, ServiceUnavailable, SettingsError
+from services import Postgres, start_postgres
 from tests import rows
 from tests.postgres.conftest import Session
 from tests.waiting import eventually
@@ -156,23 +158,23 @@ def test_a_connection_that_is_cut_within_a_transaction_leaves_nothing(
     database: str, session: Session, tmp_path: Path
 ) -> None:
     """Cut between the rows and the bytes of a payload: neither is there, and the same batch goes through later."""
-    fifo_read = threading.Event()
+    ended: list[bool] = []
 
-    class Cutting(type(tmp_path)):  # type: ignore[misc]  # a path that cuts the connection as soon as it is read
-        def open(self, *arguments: object, **options: object) -> object:
+    class CutWhenRead(type(tmp_path)):  # type: ignore[misc]  # pathlib's class depends on the system
+        def open(self, *arguments: Any, **options: Any) -> Any:
             end_sessions_of(session, "ingest")
-            fifo_read.set()
+            ended.append(True)
             return super().open(*arguments, **options)
 
     file = tmp_path / "payload"
     file.write_bytes(b"x" * 20_000_000)
-    new = rows.new_submission(payload_bytes=20_000_000)
+    columns = rows.new_submission(payload_bytes=20_000_000).columns
     with Store.connect(database, application="ingest") as store:
         with pytest.raises(ServiceUnavailable):
-            store.receive_submissions([type(new)(new.columns, Cutting(file))])
-        assert fifo_read.is_set()
+            store.receive_submissions([NewSubmission(columns, CutWhenRead(file))])
+        assert ended
         assert store.table("submissions") == []
-        assert None not in store.receive_submissions([type(new)(new.columns, file)])
+        assert None not in store.receive_submissions([NewSubmission(columns, file)])
 
 
 def end_sessions_of(session: Session, application: str) -> None:
@@ -189,8 +191,7 @@ def end_sessions_of(session: Session, application: str) -> None:
 
 # ------------------------------------------------------------------------------------------------------ at the start
 def replaced(url: str, **parts: str) -> str:
-    from urllib.parse import urlsplit, urlunsplit
-
+    """The address with another user, password, or path."""
     split = urlsplit(url)
     user, password = parts.get("user", split.username), parts.get("password", split.password)
     netloc = f"{user}:{password}@{split.hostname}:{parts.get('port', split.port)}"

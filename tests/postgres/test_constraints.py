@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import psycopg2
 import pytest
-from services import Postgres
 
 from greengrader.db import Store
+from services import Postgres
 from tests import rows
 from tests.conftest import fresh_database
 from tests.postgres.conftest import Session
 
-# {constraint: statements that only this constraint refuses}; runs 1 to 5 are received, dispatched, placed, running, graded
+# {constraint: statements that only this constraint refuses}; there is a run in each of five states
 CHECKS = {
     "assignments_cpus_check": ["UPDATE assignments SET cpus = 0"],
     "assignments_max_delay_s_check": ["UPDATE assignments SET max_delay_s = -1"],
@@ -45,7 +45,9 @@ CHECKS = {
         f"UPDATE runs SET autograder_digest = NULL WHERE state = '{state}'"
         for state in ("dispatched", "placed", "running", "graded")
     ],
-    "the_holder_is_known": [f"UPDATE runs SET worker = NULL WHERE state = '{state}'" for state in ("placed", "running")],
+    "the_holder_is_known": [
+        f"UPDATE runs SET worker = NULL WHERE state = '{state}'" for state in ("placed", "running")
+    ],
     "schema_version_only_row_check": ["INSERT INTO schema_version VALUES (1, false)"],
     "submissions_payload_bytes_check": ["UPDATE submissions SET payload_bytes = 0"],
     "submissions_payload_digest_check": ["UPDATE submissions SET payload_digest = 'd41d8cd98f00b204e9800998ecf8427e'"],
@@ -57,8 +59,8 @@ CHECKS = {
     ],
 }
 UNIQUE = {
-    "a_payload_is_stored_once": "INSERT INTO submissions (submission_id, payload_digest, assignment_id, metadata, payload_bytes)"
-    " SELECT submission_id, payload_digest, assignment_id, metadata, payload_bytes FROM submissions LIMIT 1",
+    "a_payload_is_stored_once": "INSERT INTO submissions (submission_id, payload_digest, assignment_id, metadata,"
+    " payload_bytes) SELECT submission_id, payload_digest, assignment_id, '{}', 1 FROM submissions LIMIT 1",
     "assignments_pkey": "INSERT INTO assignments (assignment_id) SELECT assignment_id FROM assignments",
     "autograders_pkey": "INSERT INTO autograders (digest, origin, base_image, archive) SELECT digest, 'staff', 'b', ''"
     " FROM autograders",
@@ -66,8 +68,8 @@ UNIQUE = {
     " SELECT submission_key, 'docker', 0 FROM runs WHERE state = 'received'",
     "payloads_pkey": "INSERT INTO payloads SELECT * FROM payloads LIMIT 1",
     "receiver_progress_pkey": "INSERT INTO receiver_progress SELECT * FROM receiver_progress",
-    "rejected_payload_digest_key": "INSERT INTO rejected (payload_digest, reason, payload) SELECT payload_digest, 'r', ''"
-    " FROM rejected",
+    "rejected_payload_digest_key": "INSERT INTO rejected (payload_digest, reason, payload)"
+    " SELECT payload_digest, 'r', '' FROM rejected",
     "results_pkey": "INSERT INTO results SELECT * FROM results",
     "schema_version_pkey": "INSERT INTO schema_version (version) VALUES (1)",
     "submission_archives_pkey": "INSERT INTO submission_archives SELECT * FROM submission_archives LIMIT 1",
@@ -143,8 +145,10 @@ def test_two_finished_runs_of_one_submission_are_no_contradiction(session: Sessi
 
 def test_large_values_are_kept_as_they_are(session: Session) -> None:
     """Zips do not compress; EXTERNAL lets `substring` read a slice without the rest."""
-    external = session("SELECT attrelid::regclass::text, attname FROM pg_attribute WHERE attstorage = 'e' AND attnum > 0"
-                       " AND attrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace)")  # fmt: skip
+    external = session(
+        "SELECT attrelid::regclass::text, attname FROM pg_attribute WHERE attstorage = 'e' AND attnum > 0"
+        " AND attrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace)"
+    )
     assert set(external) == {
         ("autograders", "archive"),
         ("payloads", "zip"),

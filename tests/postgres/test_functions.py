@@ -54,7 +54,9 @@ def test_the_same_submission_with_other_content_is_a_new_row(store: Store) -> No
 
 def test_the_same_payload_of_another_submission_is_a_new_row(store: Store) -> None:
     """Two students may hand in the same bytes."""
-    stored = store.receive_submissions([rows.new_submission(1, payload=b"same"), rows.new_submission(2, payload=b"same")])
+    stored = store.receive_submissions(
+        [rows.new_submission(1, payload=b"same"), rows.new_submission(2, payload=b"same")]
+    )
     assert None not in stored
 
 
@@ -96,13 +98,14 @@ def test_dispatch_takes_no_other_state(store: Store, state: str) -> None:
 
 
 def test_the_queue_goes_by_priority_deadline_and_age(store: Store) -> None:
-    for assignment_id, changes in {
+    decided: dict[int, dict[str, Any]] = {
         1: {},
         2: {"deadline": "2030-01-02T00:00:00Z"},
         3: {"deadline": "2030-01-01T00:00:00Z"},
         4: {"priority": 1},
         5: {"backend": "kubernetes", "priority": 9},
-    }.items():
+    }
+    for assignment_id, changes in decided.items():
         store.set_assignment(assignment_id, changes)
     ids = {number: rows.received(store, number, number).run_id for number in (5, 1, 2, 3, 4)}
     later = rows.received(store, 11, 1).run_id

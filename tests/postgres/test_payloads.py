@@ -6,12 +6,16 @@ import random
 import tracemalloc
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from greengrader.db import SLICE_BYTES, NewSubmission, Store
 from greengrader.errors import GreenGraderError, NotFound, ServiceUnavailable
 from tests import rows
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 MEBIBYTE = 1024 * 1024
 
@@ -23,10 +27,10 @@ class Digest(BytesIO):
         super().__init__()
         self.sum, self.size_bytes = hashlib.sha256(), 0
 
-    def write(self, part: object) -> int:  # type: ignore[override]  # bytes and memoryview, as psycopg2 hands them out
-        self.sum.update(part)  # type: ignore[arg-type]
-        self.size_bytes += len(part)  # type: ignore[arg-type]
-        return len(part)  # type: ignore[arg-type]
+    def write(self, part: "Buffer") -> int:
+        self.sum.update(part)
+        self.size_bytes += memoryview(part).nbytes
+        return memoryview(part).nbytes
 
 
 def large_file(path: Path, size_bytes: int) -> str:
@@ -88,8 +92,8 @@ def test_nothing_is_stored_under_a_number_that_nobody_gave(store: Store) -> None
 
 @pytest.mark.parametrize(
     "poison",
-    [{"metadata": "\0"}, {"student_ids": ["x"]}, {"payload_digest": "?"}, {"submission_id": 2**63}, {"submission_id": None},
-     {"submitted_at": "yesterday, about noon"}, {"gradescope_score": 1e400}],
+    [{"metadata": "\0"}, {"student_ids": ["x"]}, {"payload_digest": "?"}, {"submission_id": 2**63},
+     {"submission_id": None}, {"submitted_at": "yesterday, about noon"}, {"gradescope_score": 1e400}],
     ids=lambda columns: next(iter(columns)),
 )  # fmt: skip
 def test_one_poisoned_submission_stores_none_of_its_batch(store: Store, poison: dict[str, object]) -> None:

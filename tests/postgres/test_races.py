@@ -19,7 +19,10 @@ def test_two_dispatchers_prepare_one_run(store: Store, overtaken: Overtaking) ->
     rows.dispatched(store, 2)  # its autograder is there
     run = rows.received(store, 1)
     assert not overtaken(
-        "SELECT dispatch_run(%s, %s)", run.run_id, rows.DIGEST, late=lambda late: late.dispatch_run(run.run_id, rows.DIGEST)
+        "SELECT dispatch_run(%s, %s)",
+        run.run_id,
+        rows.DIGEST,
+        late=lambda late: late.dispatch_run(run.run_id, rows.DIGEST),
     )
 
 

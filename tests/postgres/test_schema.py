@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import psycopg2
 import pytest
-from services import Postgres, program
 
 from greengrader.db import SCHEMA, SCHEMA_VERSION, Store
 from greengrader.errors import SchemaMismatch
+from places import program
+from services import Postgres
 from tests import rows
 from tests.conftest import fresh_database
 from tests.postgres.conftest import Session
@@ -140,4 +141,6 @@ def test_tables_that_vanish_later_are_a_mismatch_too(store: Store, session: Sess
 
 
 def test_a_version_stands_there_once(session: Session) -> None:
-    assert isinstance(session.refusal("INSERT INTO schema_version (version) VALUES (1)"), psycopg2.errors.UniqueViolation)
+    assert isinstance(
+        session.refusal("INSERT INTO schema_version (version) VALUES (1)"), psycopg2.errors.UniqueViolation
+    )

@@ -1,4 +1,4 @@
-"""The state machine: the database refuses every arrow that the diagram does not show, and tells of every one it does."""
+"""The state machine: the database refuses every arrow that the diagram does not show, and tells of every one taken."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from itertools import product
 
 import psycopg2
 import pytest
-from services import Postgres
 
 from greengrader.daemon import Stop
 from greengrader.db import RUNS_CHANNEL, Received, Store
+from services import Postgres
 from tests import rows
 from tests.conftest import fresh_database
 from tests.postgres.conftest import Session
@@ -36,8 +36,10 @@ MOVE = """UPDATE runs SET state = %(to)s, attempt = attempt + (%(to)s = 'placed'
     lease_expires_at = CASE WHEN %(to)s IN ('placed', 'running') THEN now() + interval '1 minute' END,
     finished_at = CASE WHEN %(to)s IN ('graded', 'abandoned', 'cancelled') THEN now() END
     WHERE run_id = %(run)s"""
-RESULT = """INSERT INTO results SELECT filled.* FROM runs r, jsonb_populate_record((SELECT g FROM results g LIMIT 1),
-    jsonb_build_object('run_id', r.run_id, 'attempt', r.attempt)) AS filled WHERE r.run_id = %s ON CONFLICT DO NOTHING"""
+RESULT = """INSERT INTO results SELECT filled.* FROM runs r,
+    jsonb_populate_record((SELECT g FROM results g LIMIT 1),
+        jsonb_build_object('run_id', r.run_id, 'attempt', r.attempt)) AS filled
+    WHERE r.run_id = %s ON CONFLICT DO NOTHING"""
 
 
 @dataclass

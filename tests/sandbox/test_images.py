@@ -26,6 +26,14 @@ pytestmark = pytest.mark.docker
 
 _numbers = itertools.count()
 SCRIPT = f"#!/bin/bash\necho '{RESULTS.strip()}' > results/results.json\ncat /made-by-setup\n"
+# The deployed template fetches package lists first, which takes seconds; one test uses it.
+QUICK = """ARG BASE
+FROM ${BASE}
+WORKDIR /autograder
+COPY source source
+COPY run_autograder .
+RUN mkdir results; [ ! -f source/setup.sh ] || bash source/setup.sh
+"""
 TINY = "ARG BASE\nFROM ${BASE}\nCOPY run_autograder /autograder/run_autograder\n"
 
 
@@ -42,7 +50,7 @@ class Workshop:
     def autograder(self, setup: str | None = "touch /made-by-setup", **files: str) -> tuple[str, Path]:
         """Digest and archive of a new autograder."""
         digest = hashlib.sha256(f"{os.getpid()} {next(_numbers)}".encode()).hexdigest()
-        content = {"run_autograder": SCRIPT, **files}
+        content = {"Dockerfile": QUICK, "run_autograder": SCRIPT, **files}
         if setup is not None:
             content["source/setup.sh"] = setup
         self.digests.add(digest)
@@ -86,7 +94,8 @@ def _leavings(engine: Engine) -> int:
 
 def test_four_threads_build_once(workshop: Workshop, grade: Grader) -> None:
     images = workshop.images()
-    made = workshop.autograder("sleep 0.5\necho set up > /made-by-setup")
+    template = images_module.TEMPLATE.read_text()
+    made = workshop.autograder("sleep 0.5\necho set up > /made-by-setup", Dockerfile=template)
     found: list[BuiltImage] = []
     threads = [threading.Thread(target=lambda: found.append(workshop.ensure(images, made))) for _ in range(4)]
     for thread in threads:
@@ -97,7 +106,7 @@ def test_four_threads_build_once(workshop: Workshop, grade: Grader) -> None:
     assert {image.reference for image in found} == {f"greengrader/autograder:{made[0][:32]}"}
     built = next(image for image in found if image.built)
     assert built.build_s > 0.5 and "setup.sh" in built.build_log
-    assert built.command == ["/autograder/run_autograder"] and built.warnings == ()
+    assert built.command == ["/autograder/run_autograder"]
     assert made[0] in images.digests()
     report = grade("", image=built.reference, archive=tar_gz({"submission/a.py": "pass"}), command=built.command)
     assert (report.results, report.output) == (RESULTS.encode(), b"set up\n")
@@ -116,7 +125,6 @@ def test_script_without_shebang_is_started_by_bash(workshop: Workshop, grade: Gr
     made = workshop.autograder(None, run_autograder='echo "bash ${BASH_VERSION:+yes}"\n')
     first, second = (workshop.ensure(workshop.images(), made) for _ in range(2))
     assert first.command == second.command == ["/bin/bash", "/autograder/run_autograder"]
-    assert "does not begin with #!" in second.warnings[0]
     report = grade("", image=first.reference, archive=tar_gz({"submission/a": ""}), command=first.command)
     assert report.output == b"bash yes\n"
 
@@ -168,7 +176,7 @@ def test_broken_setup_is_tried_again_later_and_leaves_nothing(workshop: Workshop
     with pytest.raises(AutograderBroken):
         images.ensure(digest, workshop.base_image, archive)
     assert _leavings(workshop.engine) > 0
-    write_autograder(archive, {"run_autograder": SCRIPT, "source/setup.sh": "true"})
+    write_autograder(archive, {"Dockerfile": QUICK, "run_autograder": SCRIPT, "source/setup.sh": "true"})
     assert images.ensure(digest, workshop.base_image, archive).built
     workshop.collect(workshop.images(build_timeout_s=0))
     assert _leavings(workshop.engine) == 0
@@ -178,9 +186,9 @@ def test_build_that_takes_too_long_is_stopped(workshop: Workshop) -> None:
     seconds = f"600.{os.getpid()}"
     made = workshop.autograder(f"echo going to sleep; exec sleep {seconds}")
     began = time.monotonic()
-    with pytest.raises(AutograderBroken, match=r"longer than 4 s; last line: going to sleep") as caught:
-        workshop.ensure(workshop.images(build_timeout_s=4), made)
-    assert time.monotonic() - began < 10
+    with pytest.raises(AutograderBroken, match=r"longer than 5 s; last line: going to sleep") as caught:
+        workshop.ensure(workshop.images(build_timeout_s=5), made)
+    assert time.monotonic() - began < 15
     assert "going to sleep" in caught.value.build_log
     _wait_until(lambda: not _is_running(f"sleep\0{seconds}\0"))
 

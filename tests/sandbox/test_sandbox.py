@@ -134,6 +134,11 @@ def test_timeout_ends_a_program_that_ignores_signals(grade: Grader) -> None:
     assert time.monotonic() - began < 5
 
 
+def test_program_that_closes_its_output_is_waited_for(grade: Grader) -> None:
+    script = f"exec > /dev/null 2>&1 < /dev/null; sleep 1.5; {WRITE_RESULTS}"
+    assert grade(script).results == RESULTS.encode()
+
+
 def test_out_of_memory(grade: Grader) -> None:
     report = grade("exec python3 -c 'x = b\"1\" * (300 << 20)'", memory_bytes=64 * MEBIBYTE)
     assert report.oom_killed
@@ -365,6 +370,30 @@ def test_leftover_of_the_same_attempt_is_replaced(grade: Grader, engine: Engine,
 
 
 # ------------------------------------------------------------------------------------------------- the engine's faults
+
+
+@pytest.mark.parametrize("how", ["kill", "stop?t=0", "kill?signal=TERM"])
+def test_killed_by_somebody_else_is_no_result(engine: Engine, grade: Grader, how: str) -> None:
+    """An operator's `docker kill` must never become a student's score of 0."""
+
+    def kill() -> None:
+        deadline = time.monotonic() + 20
+        while not any(container["State"] == "running" for container in own_containers(engine)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        engine.ask("end it", "POST", f"/containers/{own_containers(engine)[0]['Id']}/{how}")
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(SandboxError, match="somebody else"):
+        grade("exec sleep 20")
+    killer.join()
+
+
+@pytest.mark.parametrize("signal_name", ["KILL", "TERM"])
+def test_a_program_that_kills_itself_is_its_own_doing(grade: Grader, signal_name: str) -> None:
+    report = grade(f"kill -{signal_name} $$")
+    assert report.exit_status in (137, 143) and report.results is None and not report.oom_killed
 
 
 def test_no_engine() -> None:
