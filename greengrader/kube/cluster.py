@@ -63,6 +63,7 @@ __all__ = [
 log = logging.getLogger("greengrader")
 
 CONNECT_S = 10.0
+SILENCE_S = 15.0  # a server that is so long behind the time at which it should have ended a watch is dead
 CONNECTIONS = 32  # kept open; more threads than that open and close theirs
 PAGE = 100  # pods or nodes in one answer: some MiB of JSON
 LOG_TRANSFER_BYTES = 32 * MEBIBYTE  # of a log that is longer, its head and the last of these are kept
@@ -207,8 +208,7 @@ class Cluster:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(timeout_s),
         }
-        # A server that is silent for longer than it was asked to is dead. Its connection serves nothing else.
-        timeout = urllib3.Timeout(connect=CONNECT_S, read=timeout_s + 15)
+        timeout = urllib3.Timeout(connect=CONNECT_S, read=timeout_s + SILENCE_S)
         with self.answering():
             response = self._send("GET", self._pods_path(), query, timeout=timeout, headers={"Connection": "close"})
             self._check(response, "watch", "pods", self._where)
