@@ -284,7 +284,7 @@ def lock(state: Path, worker: str) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise SettingsError(
-            f"worker {worker} runs on this machine already; GREENGRADER_WORKER_NAME names another"
+            f"worker {worker} runs on this machine already: stop it first"
         ) from error
     return file
 
