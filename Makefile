@@ -23,6 +23,7 @@ status: install  ## show what of the embedded stack runs
 	@$(STACK) status
 
 test: install  ## run the tests; ARGS="-k name" goes to pytest
+	-@deploy/install-cluster-tests.sh
 	@$(STACK) with-engine .venv/bin/pytest $(ARGS)
 
 lint: install  ## ruff and mypy

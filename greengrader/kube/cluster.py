@@ -155,9 +155,9 @@ class Cluster:
 
     # ------------------------------------------------------------------------------------------------ pods
     def create_pod(self, manifest: Mapping[str, Any]) -> PodState:
-        """The new pod. After ClusterUnavailable it may exist all the same: the next try says AlreadyExists then.
+        """The new pod; raises QuotaExceeded, AlreadyExists, PodInvalid, or ClusterRefused for what admission says.
 
-        Raises QuotaExceeded, AlreadyExists, PodInvalid, Forbidden, or ClusterRefused for what admission says.
+        An answer may get lost: after ClusterUnavailable the pod may exist, and AlreadyExists may mean this very one.
         """
         return PodState.from_json(self._ask("create", "pods", "POST", self._pods_path(), body=manifest))
 
@@ -310,9 +310,8 @@ class Cluster:
             try:
                 content = asked_once()
             except ProtocolError:
-                if method == "POST":
-                    raise
-                content = asked_once()  # most likely an idle connection that the server was closing just then
+                # Most likely an idle connection that the server was closing just then. Nothing here does harm twice.
+                content = asked_once()
             answer: dict[str, Any] = json.loads(content)
         return answer
 
@@ -329,7 +328,8 @@ class Cluster:
         url = self._configuration.host + path + (f"?{urlencode(query)}" if query else "")
         sent = {"Accept": "application/json", "User-Agent": "greengrader", **(headers or {})}
         for setting in self._configuration.auth_settings().values():  # renews them where they are too old
-            sent[setting["key"]] = setting["value"]
+            if setting["value"]:
+                sent[setting["key"]] = setting["value"]
         if body is not None:
             sent["Content-Type"] = "application/json"
         return self._pool.request(

@@ -102,7 +102,7 @@ class PodTemplate:
         if not lines:
             return message
         which = f"line {lines[0]}" if len(lines) == 1 else f"lines {', '.join(map(str, lines))}"
-        return f"{self.source}, {which}: {message}"
+        return f"{self.source}, {which}: {message.partition(', error found in #')[0]}"
 
     def invalid(self, path: str, what: str) -> PodspecInvalid:
         """The fault at a field, or at the next one around it that the file has."""
@@ -118,10 +118,7 @@ class PodTemplate:
         for name, value in (("apiVersion", "v1"), ("kind", "Pod")):
             if self.tree.get(name) != value:
                 raise self.invalid(name, f"has to be {value}")
-        for name in ("metadata", "metadata.labels", "metadata.annotations"):
-            here = self.tree if name == "metadata" else self.tree.get("metadata") or {}
-            if not isinstance(here.get(name.rpartition(".")[2]) or {}, dict):
-                raise self.invalid(name, "has to be a mapping")
+        self._check_metadata(self.tree.get("metadata") or {})
         spec = self.tree.get("spec")
         if not isinstance(spec, dict):
             raise self.invalid("spec", "has to be a mapping")
@@ -134,6 +131,17 @@ class PodTemplate:
                 near = difflib.get_close_matches(name, PLACEHOLDERS, n=1)
                 meant = f"is ${{{near[0]}}} meant?" if near else f"there are {', '.join(PLACEHOLDERS)}"
                 raise self.invalid(path, f"has the unknown placeholder ${{{name}}}; {meant}")
+
+    def _check_metadata(self, metadata: Any) -> None:
+        if not isinstance(metadata, dict):
+            raise self.invalid("metadata", "has to be a mapping")
+        for name in ("labels", "annotations"):
+            texts = metadata.get(name) or {}
+            if not isinstance(texts, dict):
+                raise self.invalid(f"metadata.{name}", "has to be a mapping")
+            for key, text in texts.items():
+                if not isinstance(text, str):
+                    raise self.invalid(f"metadata.{name}.{key}", "has to be a text; put it in quotes")
 
     def _check_containers(self, kind: str, required: tuple[str, ...]) -> None:
         path = f"spec.{kind}"

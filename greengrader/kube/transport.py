@@ -62,8 +62,9 @@ class Remote:
 
     def get(self, prefix: str, name: str, max_bytes: int) -> bytes | None:
         """A file's content, cut off after `max_bytes`; None where there is no such file, or an empty one."""
-        what = f"fetch {prefix}/{name}"
-        return self._run(what, ["cat", f"--head={max_bytes}", self._path(prefix, name)]) or None
+        # Asked for the file itself, rclone takes any trouble of the storage for "there is no such file".
+        only = ["--max-depth=1", f"--include=/{name}", f"--head={max_bytes}"]
+        return self._run(f"fetch {prefix}/{name}", ["cat", *only, self._path(prefix)]) or None
 
     def purge(self, prefix: str) -> None:
         """Removes everything below a prefix; nothing there is no fault."""

@@ -1,7 +1,7 @@
 """What the tests of the Kubernetes pipeline need beside a cluster: an S3 server, a registry, a namespace of their own.
 
-Moto's server lives in a virtual environment of its own, for it pins python-dateutil below 3, which the kubernetes package
-does not bear, in a cache folder where deploy/install-cluster-tests.sh puts it. The registry is Debian's docker-registry.
+Moto's server lives in a virtual environment of its own, since it pins python-dateutil below 3 against the kubernetes
+package, in a cache folder where deploy/install-cluster-tests.sh puts it. The registry is Debian's docker-registry.
 Pods reach this machine at CLUSTER_HOST_IP. Nodes take images from the registry on loopback where they are on this
 machine; else CLUSTER_REGISTRY names one that they, and the container engine here, can reach.
 """

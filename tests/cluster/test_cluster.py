@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from greengrader.errors import GreenGraderError, SettingsError
+from greengrader.errors import SettingsError
 from greengrader.kube import cluster as cluster_module
 from greengrader.kube import watch as watch_module
 from greengrader.kube.cluster import (
@@ -46,7 +46,6 @@ IMAGE = os.environ.get("CLUSTER_TEST_IMAGE", "pause:local")
 SHELL = ["/busybox", "sh", "-c"] if IMAGE == "pause:local" else ["/bin/sh", "-c"]
 BUSYBOX = "/busybox " if IMAGE == "pause:local" else ""
 NAMESPACE = f"greengrader-test-cluster-{os.getpid()}"
-REQUIRED = "cluster" in os.environ.get("GREENGRADER_REQUIRE", "").split(",")
 NOWHERE = {"topology.kubernetes.io/region": "nowhere"}
 _names = itertools.count(1)
 
@@ -58,20 +57,7 @@ def kubectl(*words: str, stdin: str | None = None) -> str:
 
 
 @pytest.fixture(scope="session")
-def reachable() -> str:
-    """The version of the cluster that answers."""
-    try:
-        with Cluster.connect(timeout_s=5.0) as answering:
-            return answering.version
-    except GreenGraderError as error:
-        reason = f"no cluster answers: {error}"
-        if REQUIRED:
-            pytest.fail(reason)
-        pytest.skip(reason)
-
-
-@pytest.fixture(scope="session")
-def namespace(reachable: str) -> Iterator[str]:
+def namespace(cluster_version: str) -> Iterator[str]:
     kubectl("create", "namespace", NAMESPACE)
     eventually(
         lambda: kubectl("-n", NAMESPACE, "get", "serviceaccounts", "-o", "name"), 30, "the namespace's service account"
@@ -126,7 +112,10 @@ class Heard:
         """The first state told from now on for which that is true."""
         deadline = time.monotonic() + limit_s
         while True:
-            pod, deleted = self.told.get(timeout=max(deadline - time.monotonic(), 0.01))
+            try:
+                pod, deleted = self.told.get(timeout=max(deadline - time.monotonic(), 0.01))
+            except queue.Empty:
+                raise AssertionError(f"nothing of the kind was told within {limit_s:g} s") from None
             if wanted(pod, deleted):
                 return pod
 
@@ -241,7 +230,7 @@ ENDS: dict[str, tuple[dict[str, Any], type, End]] = {
         End.OUT_OF_MEMORY,
     ),
     "deadline": (
-        manifest(f"{BUSYBOX}sleep 300", upload=f"{BUSYBOX}sleep 300", activeDeadlineSeconds=6),
+        manifest(f"{BUSYBOX}sleep 300", upload=f"{BUSYBOX}sleep 300", activeDeadlineSeconds=10),
         Ended,
         End.TIMED_OUT,
     ),
@@ -269,7 +258,7 @@ def verdicts(namespace: str) -> dict[str, Any]:
     with Cluster.connect(namespace) as connected, PodWatch(connected, SELECTOR, told):
         for pod, _, _ in ENDS.values():
             connected.create_pod(pod)
-        with contextlib.suppress(queue.Empty):
+        with contextlib.suppress(AssertionError):
             while len(found) < len(ENDS):
                 pod_state = told.until(lambda pod, _: pod.name in wanted, limit_s=60.0)
                 case, kind, end = wanted[pod_state.name]
@@ -383,7 +372,7 @@ def test_unknown_credentials(namespace: str, tmp_path: Path) -> None:
         Cluster.connect(namespace, kubeconfig=write_kubeconfig(tmp_path / "wrong", token="wrong"))
 
 
-def test_a_namespace_that_does_not_exist(reachable: str) -> None:
+def test_a_namespace_that_does_not_exist(cluster_version: str) -> None:
     with (
         Cluster.connect("greengrader-there-is-none") as lost,
         pytest.raises(NotThere, match="greengrader-there-is-none"),
@@ -391,7 +380,7 @@ def test_a_namespace_that_does_not_exist(reachable: str) -> None:
         lost.create_pod(manifest())
 
 
-def test_a_full_quota(reachable: str) -> None:
+def test_a_full_quota(cluster_version: str) -> None:
     name = f"{NAMESPACE}-quota"
     kubectl("create", "namespace", name)
     try:
@@ -582,10 +571,11 @@ def test_a_server_that_is_away(namespace: str, relay: Relay, relayed: Cluster) -
     assert relayed.pods() == []
 
 
-def test_an_idle_connection_that_was_closed_is_replaced(relay: Relay, relayed: Cluster) -> None:
+def test_an_idle_connection_that_was_closed_is_replaced(cluster: Cluster, relay: Relay, relayed: Cluster) -> None:
     for _ in range(5):
         assert relayed.pods() == []
         relay.cut()
+    relayed.create_pod(manifest(nodeSelector=NOWHERE))
 
 
 def test_the_watch_uses_one_connection(relay: Relay, relayed: Cluster) -> None:
