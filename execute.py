@@ -278,7 +278,7 @@ class Worker:
 
 
 def lock(state: Path, worker: str) -> IO[str]:
-    """Held for as long as this process lives: two workers of one name would end each other's broker sessions for ever."""
+    """Held while this process lives: two workers of one name would end each other's broker sessions for ever."""
     file = (state / "lock").open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
