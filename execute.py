@@ -13,15 +13,11 @@ Exit codes: 0 stopped by SIGTERM · 1 bug · 2 usage or settings · 3 broker or 
 """
 
 import argparse
-import fcntl
 import logging
 import os
-import secrets
-import shutil
 import socket
 import threading
-from pathlib import Path
-from typing import IO
+from functools import partial
 
 from greengrader import config, daemon, sandbox
 from greengrader.config import Settings
@@ -32,7 +28,6 @@ from greengrader.errors import (
     MessageInvalid,
     SandboxError,
     ServiceUnavailable,
-    SettingsError,
 )
 from greengrader.images import BuiltImage, Images
 from greengrader.limits import Limits
@@ -41,7 +36,6 @@ from greengrader.messages import (
     Autograder,
     Failed,
     Gone,
-    Heartbeat,
     Job,
     Message,
     Released,
@@ -52,8 +46,9 @@ from greengrader.messages import (
     worker_topic,
 )
 from greengrader.mqtt import Incoming, Link
-from greengrader.outbox import Outbox
+from greengrader.pulse import Pulse
 from greengrader.slots import Slots, Taken
+from greengrader.workplace import Workplace
 
 log = logging.getLogger("greengrader")
 
@@ -73,7 +68,7 @@ def main(argv: list[str], stop: Stop) -> int:
         subscribe=[jobs_topic(name)],
         will=(worker_topic(name, "heartbeat"), Gone().encode()),
         outage_limit_s=settings.outage_limit_s,
-        on_ready=worker.beat,
+        on_ready=worker.pulse.beat,
     )
     with link:
         worker.start(link)
@@ -92,36 +87,28 @@ class Worker:
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name, self.settings = name, settings
-        self.state = settings.state_dir / f"worker-{name}"
-        self.sources = self.state / "autograders"
-        self.sources.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.lock = lock(self.state, name)
-        self.engine_name = engine_name(name, self.state)
-        self.outbox = Outbox(self.state / "outbox")
-        self.images = Images.connect(settings, self.state)
+        self.workplace = Workplace(settings.state_dir, name)
+        self.images = Images.connect(settings, self.workplace.folder)
         self.slots = Slots(settings.slots, self.grade, self.fault)
-        self.beat_now = threading.Event()
-        self.stopping = threading.Event()
-        self.full = threading.Event()  # the disk: no jobs until there is room
+        self.pulse = Pulse(name, settings, self.workplace, self.images, self.slots)
         self.killed = threading.Event()  # set: running containers are ended and their runs handed back
 
     # ------------------------------------------------------------------------------------------- life
     def start(self, link: Link) -> None:
         """Clears up what an earlier life left: its containers, and finished results that the broker never got."""
         self.link = link
-        sandbox.reap_orphans(self.images.engine, self.engine_name, set())
+        sandbox.reap_orphans(self.images.engine, self.workplace.engine_name, set())
         self.images.collect_garbage()
-        for run_id, attempt, message in self.outbox.waiting():
+        for run_id, attempt, message in self.workplace.outbox.waiting():
             log.info("result sent again run=%d attempt=%d", run_id, attempt)
             self.link.confirm(self.link.publish(results_topic(self.name), message))
-            self.outbox.remove(run_id, attempt)
+            self.workplace.outbox.remove(run_id, attempt)
         self.slots.start()
-        daemon.thread("heartbeat", self.keep_beating, self.fault).start()
+        daemon.thread("heartbeat", partial(self.pulse.keep_beating, link), self.fault).start()
 
     def hand_back(self) -> None:
         """Ends in order: queued jobs go back at once, running ones after the grace; then says good-bye."""
-        self.stopping.set()
-        self.beat()
+        self.pulse.stop_accepting()
         for job in self.slots.close():
             self.release(job, "the worker stops")
         self.slots.join(self.settings.stop_grace_s)
@@ -133,48 +120,6 @@ class Worker:
         """A thread's fault that nobody can name ends the process, through the main thread."""
         self.link.fail(error)
 
-    # ---------------------------------------------------------------------------------- heartbeat thread
-    def beat(self) -> None:
-        self.beat_now.set()
-
-    def keep_beating(self) -> None:
-        while True:
-            if self.link.is_connected and not self.killed.is_set():
-                message = Heartbeat(
-                    runs=self.slots.held(),
-                    slots=self.settings.slots,
-                    accepting=self.accepting() and self.has_room(),
-                    autograders=self.autograders(),
-                )
-                self.link.publish(worker_topic(self.name, "heartbeat"), message.encode(), expiry_s=60)
-            self.beat_now.wait(self.settings.heartbeat_s)
-            self.beat_now.clear()
-
-    def accepting(self) -> bool:
-        return not self.stopping.is_set() and not self.full.is_set()
-
-    def has_room(self) -> bool:
-        """Whether the disks of the engine and of this worker are above the limit; removes images where they are not."""
-        room = min(shutil.disk_usage(path).free for path in {self.state, self.images.data_root()})
-        if room >= self.settings.min_free_disk_bytes:
-            self.full.clear()
-            return True
-        if not self.full.is_set():
-            self.full.set()
-            log.error("disk full free_bytes=%d limit_bytes=%d: takes no jobs until there is room", room,
-                      self.settings.min_free_disk_bytes)  # fmt: skip
-            self.images.collect_garbage(0)
-        return False
-
-    def autograders(self) -> list[str]:
-        """Digests of those whose image or source is here; of the sources alone while the engine is away."""
-        here = {path.name for path in self.sources.glob("[0-9a-f]*")}
-        try:
-            here |= self.images.digests()
-        except SandboxError as error:
-            log.warning("engine away reason=%s", error)
-        return sorted(here)
-
     # -------------------------------------------------------------------------------------- main thread
     def receive(self, incoming: Incoming) -> None:
         """Takes a job or an autograder's source, then acknowledges: from here on the lease protects the run."""
@@ -183,7 +128,8 @@ class Worker:
             if isinstance(message, Job):
                 self.take(message)
             elif isinstance(message, Autograder):
-                self.keep_source(message)
+                self.workplace.keep_source(message.digest, message.parts.get("archive", b""))
+                self.pulse.beat()  # the hub need not send it again
             else:
                 raise MessageInvalid(f"a worker takes no messages of kind {message.kind}")
         except MessageInvalid as error:
@@ -192,8 +138,8 @@ class Worker:
 
     def take(self, job: Job) -> None:
         """Queues the job for a slot; what cannot be taken goes back to the hub."""
-        if not self.accepting():
-            self.beat()  # the hub should know, or it sends the next one at once
+        if not self.pulse.is_accepting:
+            self.pulse.beat()  # the hub should know, or it sends the next one at once
             self.release(job, "the worker takes no jobs now")
             return
         taken = self.slots.take(job)
@@ -201,13 +147,6 @@ class Worker:
             self.release(job, "the worker has no free slot")
         elif taken is Taken.known:
             log.info("job known already run=%d attempt=%d", job.run_id, job.attempt)
-
-    def keep_source(self, message: Autograder) -> None:
-        """Keeps the staff's code until the image is built from it."""
-        part = self.sources / f".{message.digest}"
-        part.write_bytes(message.parts.get("archive", b""))
-        part.rename(self.sources / message.digest)
-        self.beat()  # the hub need not send it again
 
     # -------------------------------------------------------------------------------------- slot threads
     def grade(self, job: Job) -> None:
@@ -230,7 +169,7 @@ class Worker:
 
     def image_for(self, job: Job) -> BuiltImage:
         """The autograder's image, built if need be; then its source is not needed here any more."""
-        source = self.sources / job.autograder_digest
+        source = self.workplace.source(job.autograder_digest)
         image = self.images.ensure(job.autograder_digest, job.base_image, source)
         if image.built:
             source.unlink(missing_ok=True)
@@ -242,19 +181,19 @@ class Worker:
         limits = job.limits(self.settings.run_limits())
         with sandbox.run(
             self.images.engine, image.reference, image.command, limits, job.parts.get("files", b""),
-            run_id=job.run_id, attempt=job.attempt, worker=self.engine_name, cancelled=self.killed,
+            run_id=job.run_id, attempt=job.attempt, worker=self.workplace.engine_name, cancelled=self.killed,
         ) as report:  # fmt: skip
             self.finish(job, result_of(job, image, limits, report))
 
     def finish(self, job: Job, result: Result) -> None:
         """Result to disk, to the broker, off the disk; the slot is free only when the broker has it."""
         raw = result.encode()
-        self.outbox.put(job.run_id, job.attempt, raw)
+        self.workplace.outbox.put(job.run_id, job.attempt, raw)
         receipt = self.link.publish(results_topic(self.name), raw)
         while not self.killed.is_set():
             try:
                 self.link.confirm(receipt)
-                self.outbox.remove(job.run_id, job.attempt)
+                self.workplace.outbox.remove(job.run_id, job.attempt)
                 break
             except ServiceUnavailable as error:
                 log.warning("result waits run=%d attempt=%d reason=%s", job.run_id, job.attempt, error)
@@ -275,27 +214,6 @@ class Worker:
     def send(self, message: Message) -> None:
         """Sent in order, kept by paho while the broker is away; lost only with this process: leases allow for that."""
         self.link.publish(results_topic(self.name), message.encode())
-
-
-def lock(state: Path, worker: str) -> IO[str]:
-    """Held for as long as this process lives: two workers of one name would end each other's broker sessions for ever."""
-    file = (state / "lock").open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise SettingsError(
-            f"worker {worker} runs on this machine already: stop it first"
-        ) from error
-    return file
-
-
-def engine_name(worker: str, state: Path) -> str:
-    """The worker's name among all that use this engine: a stack under test has a worker-1 as well, and must never take
-    our containers for its own orphans. Made once, kept in the state folder."""
-    path = state / "engine-name"
-    if not path.exists():
-        path.write_text(f"{worker}-{secrets.token_hex(4)}", encoding="utf-8")
-    return path.read_text(encoding="utf-8")
 
 
 def result_of(job: Job, image: BuiltImage, limits: Limits, report: sandbox.RunReport) -> Result:
