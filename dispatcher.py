@@ -161,7 +161,7 @@ class Pods:
 
     def __init__(self, settings: Settings, stop: Stop) -> None:
         self._settings, self._stop = settings, stop
-        self._open = ExitStack()
+        self._open = ExitStack()  # of the runner, when there is one
         self._runner: Runner | None = None
         self._fault: BaseException | None = None
         self._in_trouble = False
@@ -188,7 +188,10 @@ class Pods:
                 runner.begin(run)
 
     def patience_s(self) -> float:
-        return TROUBLE_S if self._in_trouble else FALLBACK_S
+        """For how long to wait for a notice: of what keeps runs from being placed, nobody tells that it is over."""
+        if self._runner is None:
+            return TROUBLE_S if self._in_trouble else FALLBACK_S
+        return self._runner.patience_s(FALLBACK_S)
 
     def raise_fault(self) -> None:
         if self._fault is not None:
@@ -198,12 +201,12 @@ class Pods:
         from greengrader.kube.cluster import Cluster
         from greengrader.kube.runner import Runner, template_for
 
-        cluster = self._open.enter_context(Cluster.connect(self._settings.kube_namespace))
-        runner = Runner(self._settings, cluster, template_for(self._settings), on_fault=self._end, on_trouble=self._trouble)
-        return self._open.enter_context(runner)
-
-    def _trouble(self, _run: Run, _error: GreenGraderError) -> None:
-        self._in_trouble = True  # nobody will tell when it is over: look again soon
+        with ExitStack() as opening:
+            cluster = opening.enter_context(Cluster.connect(self._settings.kube_namespace))
+            runner = Runner(self._settings, cluster, template_for(self._settings), on_fault=self._end)
+            opening.enter_context(runner)
+            self._open = opening.pop_all()
+        return runner
 
     def _end(self, error: BaseException) -> None:
         self._fault = self._fault or error

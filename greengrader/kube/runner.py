@@ -9,17 +9,21 @@ This process may die at any of these steps. The lease then runs out; whoever ado
 waits for it, collects it if it has ended, or, where there is none, ends the attempt. A second pod of the same attempt
 cannot be made, because its name is taken. Pods and prefixes that no held run owns are swept.
 
+What keeps a run from being placed costs it no attempt: it is handed back, and nothing is begun for a while. A pod whose
+creation was not answered is created again, by the same name. What keeps a result from being collected is tried again.
+
 Threads: the watch's, a few for blocking work (`WORK_THREADS`, each with a database connection of its own), and one that
-keeps leases, adopts, tries again and sweeps. An unexpected fault of any of them goes to `on_fault`.
+keeps leases, adopts, and has the others look again and sweep; it waits for nothing but the database. An unexpected
+fault of any of them goes to `on_fault`.
 """
 
 import logging
+import math
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,10 +34,11 @@ from greengrader import daemon
 from greengrader.carbon.regions import scores
 from greengrader.config import Settings
 from greengrader.db import ResultContext, Run, Store
-from greengrader.errors import AutograderBroken, GreenGraderError, PayloadRejected, ServiceUnavailable
+from greengrader.errors import AutograderBroken, GreenGraderError, PayloadRejected
 from greengrader.kube import collect
 from greengrader.kube.builds import Builds
-from greengrader.kube.cluster import AlreadyExists, Cluster, Forbidden, QuotaExceeded
+from greengrader.kube.cluster import AlreadyExists, Cluster, ClusterUnavailable, Forbidden
+from greengrader.kube.crew import Crew
 from greengrader.kube.node import Node, pod_requests
 from greengrader.kube.pod import Ended, PodState, Running, Stuck, classify
 from greengrader.kube.podspec import RunPod, pod_name, render
@@ -49,11 +54,14 @@ log = logging.getLogger("greengrader")
 
 PODSPEC = Path(__file__).resolve().parents[2] / "pod.yaml"
 WORK_THREADS = 8
-SWEEP_S = 60.0
-NODES_FRESH_S = 10.0
+SWEEP_LEASES = 2  # leases' time between two sweeps
+NODES_FRESH_S = 30.0  # on a large cluster the nodes and their pods are many megabytes
 OWNER = f"{socket.gethostname()}:{os.getpid()}"
-UNSEEN_S = 30.0  # a pod that the watch has not shown for so long was never created, or is gone
+UNSEEN_S = 30.0  # of a pod that the watch has not shown for so long the cluster itself is asked
 STUCK_S = 120.0  # what keeps a pod from starting may pass; not for longer than this
+AGAIN_S, AGAIN_MOST_S = 1.0, 15.0  # pauses of what a service that is away keeps from being done
+CLOSE_S = 10.0  # what is being done may take so long when the process ends; whoever adopts the run goes on with it
+FULL = ("Insufficient ", "Too many pods")  # the scheduler's words for nodes that will take the pod later
 
 
 def template_for(settings: Settings, folder: Path | None = None) -> PodTemplate:
@@ -62,7 +70,7 @@ def template_for(settings: Settings, folder: Path | None = None) -> PodTemplate:
     return PodTemplate.read(own if own is not None and own.is_file() else settings.kube_podspec or PODSPEC)
 
 
-@dataclass
+@dataclass(eq=False)
 class Flight:
     """One attempt at one run, held by this process."""
 
@@ -74,7 +82,10 @@ class Flight:
     started: bool = False
     ending: bool = False  # a thread collects it
     anywhere: bool = True  # it was placed without preference
-    since: float = field(default_factory=time.monotonic)
+    launching: bool = False  # a thread is about to create the pod
+    manifest: dict[str, Any] | None = None  # of a pod that is to be created, until the cluster has answered
+    look_at: float = field(default_factory=time.monotonic)  # not before then the keeper has it looked at
+    pause_s: float = AGAIN_S
 
     @property
     def key(self) -> tuple[int, int]:
@@ -111,9 +122,11 @@ class Runner:
         self._beginning: set[int] = set()  # ids of runs that a thread prepares
         self._files: dict[int, bytes] = {}  # {run id: files that replace the stored ones}
         self._anywhere: set[int] = set()  # ids of runs that found no node where they were wanted
-        self._lock = threading.Lock()  # guards the four above and the flights' fields
+        self._pause_s, self._paused_until = AGAIN_S, 0.0  # nothing is begun, because something is away
+        self._lock = threading.Lock()  # guards the six above and the flights' fields
         self._nodes: tuple[float, list[Node]] | None = None  # when they were asked for, and what came
-        self._pool = ThreadPoolExecutor(WORK_THREADS, thread_name_prefix="pods")
+        self._nodes_lock = threading.Lock()  # one thread asks, the others wait for its answer
+        self._crew = Crew("pods", WORK_THREADS, on_fault)
         self._own = threading.local()  # .store: each thread's database connection
         self._stores: list[Store] = []
         self._closing = threading.Event()
@@ -121,25 +134,49 @@ class Runner:
 
     def __enter__(self) -> Self:
         self._watch.start()
+        self._crew.start()
         self._keeper.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Pods go on by themselves: whoever starts next adopts them when their leases have run out."""
+        """Pods go on by themselves; whoever starts next may adopt those at once that are known to exist."""
         self._closing.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        have_ended = self._crew.close(CLOSE_S)
         self._watch.close()
-        self._keeper.join()
+        self._keeper.join(CLOSE_S)
+        if not have_ended:  # they end with the process
+            log.warning("left undone what did not end within %.0f s", CLOSE_S)
+            return
+        self._let_go()
         for store in self._stores:
             store.close()
         self._builds.close()
 
-    def room(self) -> int:
-        """How many more runs may begin."""
+    def _let_go(self) -> None:
         with self._lock:
+            seen = [flight.key for flight in self._flights.values() if flight.state is not None and not flight.ending]
+        try:
+            if seen:
+                self._store.extend_pod_leases(seen, 0.0)
+        except GreenGraderError as error:
+            log.warning("leases run out by themselves reason=%s", error)
+
+    def room(self) -> int:
+        """How many more runs may begin now."""
+        with self._lock:
+            if time.monotonic() < self._paused_until:
+                return 0
             return self._settings.max_pods - len(self._flights) - len(self._beginning)
+
+    def patience_s(self, most_s: float) -> float:
+        """After what time to look for runs again when nothing is heard of any."""
+        with self._lock:
+            left_s = self._paused_until - time.monotonic()
+            if left_s > 0:
+                return left_s
+            return min(most_s, AGAIN_MOST_S) if self._beginning else most_s
 
     # ------------------------------------------------------------------------------------------ the beginning
     def use_files(self, run_id: int, files: bytes) -> None:
@@ -157,7 +194,8 @@ class Runner:
 
     def _begin(self, run: Run) -> None:
         try:
-            self._launch(run)
+            if time.monotonic() >= self._paused_until:
+                self._launch(run)
         except (PayloadRejected, AutograderBroken) as error:
             if isinstance(error, AutograderBroken) and error.build_log:
                 self._store.save_build_log(run.run_id, error.build_log)
@@ -165,8 +203,9 @@ class Runner:
             log.error("abandoned run=%d reason=%r", run.run_id, str(error))
         except GreenGraderError as error:  # the run stays as it is, and is begun again
             log.warning("not begun run=%d reason=%s", run.run_id, error)
-            self._store.note_trouble(run.run_id, str(error))
+            self._pause()
             self._on_trouble(run, error)
+            self._store.note_trouble(run.run_id, str(error))
         finally:
             with self._lock:
                 self._beginning.discard(run.run_id)
@@ -183,19 +222,44 @@ class Runner:
         attempt = self._store.place_pod(run.run_id, wanted.why, wanted.region, wanted.zone, self._settings.lease_s)
         if attempt is None:
             return
-        flight = self._hold(Flight(run, attempt, limits, anywhere=wanted.region is None))
+        flight = self._hold(Flight(run, attempt, limits, anywhere=wanted.region is None, launching=True))
         pod = replace(pod, attempt=attempt, prefix=flight.prefix, region=wanted.region, zone=wanted.zone)
         log.info("placed run=%d attempt=%d pod=%s where=%r", run.run_id, attempt, flight.pod, wanted.why)
         try:
+            flight.manifest = render(self._template, pod, self._settings)
             self._remote.put(flight.prefix, FILES, self._files.get(run.run_id, job.files))
-            self._cluster.create_pod(render(self._template, pod, self._settings))
-        except AlreadyExists:  # a request that was thought to be lost
-            log.warning("pod is there already pod=%s", flight.pod)
-        except QuotaExceeded as error:
+            self._create(flight)
+        except GreenGraderError as error:
             self._hand_back(flight, str(error))
             raise
-        except GreenGraderError as error:
-            self._fail(flight, str(error))
+        finally:
+            flight.launching = False
+        self._pause_s = AGAIN_S
+
+    def _create(self, flight: Flight) -> None:
+        """Creates the pod, unless the attempt is no longer ours; without an answer that is done again later."""
+        with self._lock:
+            manifest = flight.manifest if flight.key in self._flights else None
+        if manifest is None:
+            self._remove(None, flight.prefix)
+            return
+        try:
+            self._cluster.create_pod(manifest)
+        except AlreadyExists:  # a request that was thought to be lost
+            log.warning("pod is there already pod=%s", flight.pod)
+        except ClusterUnavailable as error:  # the pod may be there all the same, so the attempt must not end
+            log.warning("pod perhaps not created pod=%s reason=%s", flight.pod, error)
+            self._put_off(flight)
+            return
+        flight.manifest = None
+        flight.look_at = time.monotonic() + UNSEEN_S
+
+    def _pause(self) -> None:
+        """Nothing is begun for a while: longer from time to time, until a run is placed."""
+        with self._lock:
+            if time.monotonic() >= self._paused_until:
+                self._paused_until = time.monotonic() + self._pause_s
+                self._pause_s = min(2 * self._pause_s, AGAIN_MOST_S)
 
     def _where(self, run: Run, pod: RunPod) -> Preference:
         """The greenest place whose nodes can take the pod now; anywhere where none can, or where waiting was in
@@ -242,15 +306,23 @@ class Runner:
                 self._end(flight, verdict)
             elif flight.ending and isinstance(verdict, Stuck):
                 self._give_up(flight, verdict)
-        except ServiceUnavailable as error:  # storage, cluster or database: the keeper comes back to it
+        except GreenGraderError as error:  # storage, cluster or database: the keeper comes back to it
             log.warning("waits run=%d attempt=%d reason=%s", *flight.key, error)
+            self._put_off(flight)
             with self._lock:
                 flight.ending = False
                 flight.started = flight.started and not starts
 
+    def _put_off(self, flight: Flight) -> None:
+        """The keeper's next look comes later from time to time: a hundred flights may wait for the same service."""
+        flight.look_at = time.monotonic() + flight.pause_s
+        flight.pause_s = min(2 * flight.pause_s, AGAIN_MOST_S)
+
     def _is_hopeless(self, flight: Flight, verdict: object) -> bool:
         if not isinstance(verdict, Stuck):
             return False
+        if verdict.end.name == "UNSCHEDULABLE" and flight.anywhere and any(word in verdict.sentence for word in FULL):
+            return False  # a full cluster is no fault: the pod is in the scheduler's queue, and its turn comes
         limit_s = self._settings.kube_unschedulable_s if verdict.end.name == "UNSCHEDULABLE" else STUCK_S
         waited_s = (datetime.now(UTC) - verdict.since).total_seconds() if verdict.since else 0.0
         return verdict.is_hopeless or waited_s > limit_s
@@ -297,16 +369,16 @@ class Runner:
 
     def _fail(self, flight: Flight, reason: str) -> None:
         """The attempt ended by a fault of ours: another one, or the end of the run."""
-        flight.ending = True
         most = self._settings.max_attempts
         now = self._store.fail_run(*flight.key, None, reason, for_good=False, max_attempts=most)
+        flight.ending = True
         level = logging.ERROR if now == "abandoned" else logging.WARNING
         log.log(level, "failed run=%d attempt=%d now=%s reason=%r", *flight.key, now, reason)
         self._clear(flight)
 
     def _hand_back(self, flight: Flight, reason: str) -> None:
-        flight.ending = True
         self._store.release_run(*flight.key, None, reason)
+        flight.ending = True
         log.warning("handed back run=%d attempt=%d reason=%r", *flight.key, reason)
         self._clear(flight)
 
@@ -330,21 +402,22 @@ class Runner:
 
     # ---------------------------------------------------------------------------------------------- the keeper
     def _keep(self) -> None:
-        """Leases, adoption, second looks and sweeps, every few seconds until the end."""
-        swept_at = 0.0
+        """Leases and adoption, second looks and sweeps, every few seconds until the end."""
+        swept_at = -math.inf
         while not self._closing.wait(min(self._settings.lease_s / 4, 5.0)):
             try:
                 self._keep_leases()
                 self._adopt()
-                with self._lock:
-                    flights = list(self._flights.values())
-                for flight in flights:
-                    self._submit(self._judge if flight.state else self._miss, flight)
-                if time.monotonic() - swept_at > SWEEP_S and self._watch.is_current:
-                    swept_at = time.monotonic()
-                    self._sweep()
-            except ServiceUnavailable as error:
+            except GreenGraderError as error:
                 log.warning("keeper waits reason=%s", error)
+            now = time.monotonic()
+            with self._lock:
+                flights = [flight for flight in self._flights.values() if flight.look_at <= now and not flight.launching]
+            for flight in flights:
+                self._submit(self._look, flight)
+            if now - swept_at > SWEEP_LEASES * self._settings.lease_s and self._watch.is_current:
+                swept_at = now
+                self._submit(self._sweep)
 
     def _keep_leases(self) -> None:
         with self._lock:
@@ -364,19 +437,33 @@ class Runner:
             return
         for run in self._store.adopt_pods(self.room(), self._settings.lease_s):
             limits = self._store.pod_job(run.run_id).limits(self._settings.run_limits())
-            flight = Flight(run, run.attempt, limits, state=self._watch.pods().get(pod_name(run.run_id, run.attempt)))
-            flight.started = run.state == "running"
-            self._hold(flight)
-            log.warning("adopted run=%d attempt=%d pod=%s", *flight.key, flight.pod if flight.state else "none")
-            if flight.state is None:
-                self._fail(flight, f"attempt {run.attempt}: its pod was never created, or is gone")
-            else:
-                self._submit(self._judge, flight)
+            flight = self._hold(Flight(run, run.attempt, limits, started=run.state == "running"))
+            log.warning("adopted run=%d attempt=%d pod=%s", *flight.key, flight.pod)
 
-    def _miss(self, flight: Flight) -> None:
-        """Ends an attempt whose pod never appeared: the process or the cluster failed while it was created."""
-        if self._watch.is_current and time.monotonic() - flight.since > UNSEEN_S and flight.state is None:
+    def _look(self, flight: Flight) -> None:
+        """What the keeper has done for a flight that it has had nothing from for a while."""
+        if flight.state is not None:
+            self._judge(flight)
+        elif flight.manifest is not None:
+            try:
+                self._create(flight)
+            except GreenGraderError as error:
+                self._hand_back(flight, str(error))
+        else:
+            self._find(flight)
+
+    def _find(self, flight: Flight) -> None:
+        """Asks the cluster itself for a pod that the watch has not shown; ends the attempt where there is none."""
+        self._put_off(flight)
+        found = self._cluster.pod(flight.pod)
+        with self._lock:
+            if flight.key not in self._flights:
+                return
+            flight.state = flight.state or found
+        if flight.state is None:
             self._fail(flight, f"attempt {flight.attempt}: its pod was never created, or is gone")
+        else:
+            self._judge(flight)
 
     def _sweep(self) -> None:
         """Removes pods and prefixes that belong to no held run. Listed first, then compared: a pod that is listed had
@@ -406,21 +493,22 @@ class Runner:
 
     def _fresh_nodes(self) -> list[Node]:
         """The cluster's nodes as they were seconds ago; none where the account may not see them."""
-        if self._nodes is None or time.monotonic() - self._nodes[0] > NODES_FRESH_S:
-            try:
-                nodes = self._cluster.nodes()
-            except Forbidden as forbidden:
-                log.warning("places unknown reason=%s", forbidden)
-                nodes = []
-            self._nodes = (time.monotonic(), nodes)
-        return self._nodes[1]
+        with self._nodes_lock:
+            if self._nodes is None or time.monotonic() - self._nodes[0] > NODES_FRESH_S:
+                try:
+                    nodes = self._cluster.nodes()
+                except Forbidden as forbidden:
+                    log.warning("places unknown reason=%s", forbidden)
+                    nodes = []
+                self._nodes = (time.monotonic(), nodes)
+            return self._nodes[1]
 
     def _submit(self, work: Callable[..., None], *arguments: Any) -> None:
-        def patient() -> None:
-            try:
-                work(*arguments)
-            except ServiceUnavailable as error:
-                log.warning("waits reason=%s", error)
+        self._crew.submit(self._patiently, work, *arguments)
 
-        if not self._closing.is_set():
-            self._pool.submit(daemon.guarded(patient, self._on_fault))
+    def _patiently(self, work: Callable[..., None], *arguments: Any) -> None:
+        """What is kept from being done by something of ours that is away is done again at the keeper's next look."""
+        try:
+            work(*arguments)
+        except GreenGraderError as error:
+            log.warning("waits reason=%s", error)
