@@ -175,7 +175,7 @@ class Pods:
     def fill(self, store: Store) -> None:
         """Begins as many runs as there is room for, and adopts those of a dispatcher that died."""
         self._in_trouble = False
-        if self._runner is None and not (store.held_pods() or store.next_for_cluster(1)):
+        if self._runner is None and not self._is_needed(store):
             return
         try:
             runner = self._runner = self._runner or self._connected()
@@ -186,6 +186,11 @@ class Pods:
         if (room := runner.room()) > 0:
             for run in store.next_for_cluster(room):
                 runner.begin(run)
+
+    def _is_needed(self, store: Store) -> bool:
+        """Even where no run is open: a pod.sh that was killed may have left a pod."""
+        on_cluster = store.table("assignments", "backend = %s", "kubernetes")
+        return bool(on_cluster or store.held_pods() or store.next_for_cluster(1))
 
     def patience_s(self) -> float:
         """For how long to wait for a notice: of what keeps runs from being placed, nobody tells that it is over."""

@@ -13,6 +13,7 @@ be built.
 """
 
 import argparse
+import logging
 import sys
 import tempfile
 import zipfile
@@ -41,7 +42,11 @@ def main(argv: list[str], stop: Stop) -> int:
     parser.add_argument("submission", type=int, help="Gradescope's id")
     options = parser.parse_args(argv)
     settings = config.load()
-    daemon.log_to_stderr("pod", settings.log_level if settings.log_level != "INFO" else "WARNING")
+    if settings.log_level == "INFO":  # the steps are printed instead
+        daemon.log_to_stderr("pod", "WARNING")
+        logging.getLogger("greengrader.pods").disabled = True
+    else:
+        daemon.log_to_stderr("pod", settings.log_level)
     with Store.connect(settings.required("database_url"), application="pod.sh") as store:
         run = store.newest_run(options.submission, options.assignment)
         if run is None:
@@ -88,7 +93,7 @@ def take_local_files(store: Store, run: Run, settings: Settings, runner: Runner,
         return run
     print(f"using {folder} instead of the stored payload")
     with tempfile.NamedTemporaryFile(suffix=".zip") as file:
-        with zipfile.ZipFile(file, "w") as packed:
+        with zipfile.ZipFile(file, "w", strict_timestamps=False) as packed:
             for path in sorted(folder.rglob("*")):
                 packed.write(path, path.relative_to(folder.parent))
         file.flush()

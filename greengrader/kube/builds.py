@@ -4,8 +4,8 @@ import threading
 
 from greengrader.config import Settings
 from greengrader.db import PodJob, Store
-from greengrader.errors import AutograderMissing
-from greengrader.images import Images
+from greengrader.errors import AutograderMissing, SandboxError, ServiceUnavailable
+from greengrader.images import BuiltImage, Images
 
 
 class Builds:
@@ -24,20 +24,28 @@ class Builds:
             self._images.close()
 
     def pushed(self, store: Store, job: PodJob) -> tuple[str, tuple[str, ...]]:
-        """(the image's name in the registry, the command that starts the autograder); AutograderBroken,
-        SandboxError."""
+        """(the image's name in the registry, the command that starts the autograder); AutograderBroken, or
+        ServiceUnavailable where the engine or the registry failed."""
         digest = job.autograder_digest
         if digest not in self._pushed:
             images = self._connected()
             try:
-                built = images.ensure(digest, job.base_image, None)
-            except AutograderMissing:
-                source = self._state / f"{digest}.tar.gz"
-                source.write_bytes(store.autograder_archive(digest))
-                built = images.ensure(digest, job.base_image, source)
-                source.unlink(missing_ok=True)
-            self._pushed[digest] = images.push(digest), tuple(built.command)
+                built = self._built(store, job, images)
+                self._pushed[digest] = images.push(digest), tuple(built.command)
+            except SandboxError as error:
+                raise ServiceUnavailable(f"no image of the autograder for the cluster: {error}") from error
         return self._pushed[digest]
+
+    def _built(self, store: Store, job: PodJob, images: Images) -> BuiltImage:
+        digest = job.autograder_digest
+        try:
+            return images.ensure(digest, job.base_image, None)
+        except AutograderMissing:
+            source = self._state / f"{digest}.tar.gz"
+            source.write_bytes(store.autograder_archive(digest))
+            built = images.ensure(digest, job.base_image, source)
+            source.unlink(missing_ok=True)
+            return built
 
     def _connected(self) -> Images:
         with self._lock:

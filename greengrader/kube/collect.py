@@ -10,7 +10,10 @@ from greengrader.limits import Limits
 from greengrader.messages import Result
 
 USAGE_LINE = re.compile(r"began_s=(\S*) ended_s=(\S*) cpu_ns=(\S*) cpu_us=(\S*) peak_bytes=(\S*)")
+# What a kubelet sends as the log, without an error, where the file is gone.
+LOG_LOST = re.compile(rb'failed to try resolving symlinks in path "/var/log/[^"\n]*": lstat [^\n]*: no such file or directory\n?')
 CLOCK_SLACK_S = 2.0  # container times are whole seconds
+LOG_LOST_WARNING = "the node has lost what the autograder printed"
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ def result_of(run_id: int, attempt: int, ended: Ended, left: Left, output: bytes
     # the kubelet's times are whole seconds; the container's own are finer, and believed where they agree
     exact = left.wall_s is not None and abs(left.wall_s - by_kubelet_s) <= CLOCK_SLACK_S
     problem = ended.sentence if ended.end is End.TOO_MUCH_DISK else left.problem
-    parts = {"output": output}
+    log_lost = LOG_LOST.fullmatch(output) is not None
+    parts = {"output": b"" if log_lost else output}
     if left.results is not None and problem is None:
         parts["results"] = left.results
     return Result(
@@ -75,6 +79,7 @@ def result_of(run_id: int, attempt: int, ended: Ended, left: Left, output: bytes
         timeout_s=limits.timeout_s,
         cpus=limits.cpus,
         memory_bytes=limits.memory_bytes,
+        warnings=[LOG_LOST_WARNING] if log_lost else [],
         parts=parts,
     )
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -54,4 +55,4 @@ class Crew:
                 if self._is_closed:
                     return
             work, arguments = job
-            daemon.guarded(lambda: work(*arguments), self._on_fault)()  # noqa: B023
+            daemon.guarded(partial(work, *arguments), self._on_fault)()

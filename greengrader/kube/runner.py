@@ -37,11 +37,11 @@ from greengrader.db import ResultContext, Run, Store
 from greengrader.errors import AutograderBroken, GreenGraderError, PayloadRejected
 from greengrader.kube import collect
 from greengrader.kube.builds import Builds
-from greengrader.kube.cluster import AlreadyExists, Cluster, ClusterUnavailable, Forbidden
+from greengrader.kube.cluster import AlreadyExists, Cluster, ClusterUnavailable, Forbidden, PodInvalid
 from greengrader.kube.crew import Crew
 from greengrader.kube.node import Node, pod_requests
 from greengrader.kube.pod import Ended, PodState, Running, Stuck, classify
-from greengrader.kube.podspec import RunPod, pod_name, render
+from greengrader.kube.podspec import PodspecInvalid, RunPod, pod_name, render
 from greengrader.kube.region import Preference, choose
 from greengrader.kube.template import AUTOGRADER, PodTemplate
 from greengrader.kube.transport import FILES, RESULTS, Remote, prefix_of
@@ -50,7 +50,7 @@ from greengrader.limits import Limits
 from greengrader.prepare import prepare
 from greengrader.record import row_of
 
-log = logging.getLogger("greengrader")
+log = logging.getLogger("greengrader.pods")  # pod.sh, which tells of one run in its own words, turns it off
 
 PODSPEC = Path(__file__).resolve().parents[2] / "pod.yaml"
 WORK_THREADS = 8
@@ -211,7 +211,7 @@ class Runner:
                 self._beginning.discard(run.run_id)
 
     def _launch(self, run: Run) -> None:
-        """Prepared, built, placed, stored, created; once it is placed, a fault ends the attempt."""
+        """Prepared, built, placed, stored, created; where it gets no pod after it was placed, it is handed back."""
         if run.state == "received":
             prepare(self._store, run, self._settings)
         job = self._store.pod_job(run.run_id)
@@ -230,6 +230,7 @@ class Runner:
             self._remote.put(flight.prefix, FILES, self._files.get(run.run_id, job.files))
             self._create(flight)
         except GreenGraderError as error:
+            flight.manifest = None
             self._hand_back(flight, str(error))
             raise
         finally:
@@ -247,6 +248,8 @@ class Runner:
             self._cluster.create_pod(manifest)
         except AlreadyExists:  # a request that was thought to be lost
             log.warning("pod is there already pod=%s", flight.pod)
+        except PodInvalid as error:
+            raise PodspecInvalid(self._template.explain(str(error))) from error
         except ClusterUnavailable as error:  # the pod may be there all the same, so the attempt must not end
             log.warning("pod perhaps not created pod=%s reason=%s", flight.pod, error)
             self._put_off(flight)
@@ -412,9 +415,10 @@ class Runner:
                 log.warning("keeper waits reason=%s", error)
             now = time.monotonic()
             with self._lock:
-                flights = [flight for flight in self._flights.values() if flight.look_at <= now and not flight.launching]
+                flights = [flight for flight in self._flights.values() if flight.look_at <= now]
             for flight in flights:
-                self._submit(self._look, flight)
+                if not flight.launching:
+                    self._submit(self._look, flight)
             if now - swept_at > SWEEP_LEASES * self._settings.lease_s and self._watch.is_current:
                 swept_at = now
                 self._submit(self._sweep)
@@ -448,6 +452,7 @@ class Runner:
             try:
                 self._create(flight)
             except GreenGraderError as error:
+                flight.manifest = None
                 self._hand_back(flight, str(error))
         else:
             self._find(flight)

@@ -167,12 +167,13 @@ class _Reader:
     """Turns YAML into plain data, and notes on which line each field stands."""
 
     def __init__(self, text: str, source: str) -> None:
-        self._loader, self._source = yaml.SafeLoader(text), source
+        self._text, self._source = text, source
         self.lines: dict[str, int] = {}
         self._open: list[yaml.Node] = []
 
     def read(self) -> dict[str, Any]:
         try:
+            self._loader = yaml.SafeLoader(self._text)
             node = self._loader.get_single_node()
             tree = None if node is None else self._value(node, "")
         except yaml.MarkedYAMLError as error:
@@ -182,8 +183,8 @@ class _Reader:
             raise PodspecInvalid(f"{self._source}, line {line}: no YAML: {what}") from error
         except yaml.reader.ReaderError as error:
             raise PodspecInvalid(f"{self._source}: no YAML: {error.reason} at character {error.position}") from error
-        finally:
-            self._loader.dispose()
+        except RecursionError as error:
+            raise PodspecInvalid(f"{self._source}: its fields are nested too deep") from error
         if not isinstance(tree, dict):
             raise PodspecInvalid(f"{self._source}, line 1: a podspec begins with `apiVersion: v1` and `kind: Pod`")
         return tree

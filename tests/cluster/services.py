@@ -131,10 +131,15 @@ def image_registry(folder: Path) -> Iterator[str]:
 
 def build_rclone_image(registry: str, base_image: str) -> str:
     """deploy/rclone.Dockerfile's image, built and pushed; its name for the nodes."""
-    dockerfile = (ROOT / "deploy" / "rclone.Dockerfile").read_bytes()
-    build = ["docker", "build", "--quiet", "--build-arg", f"BASE={base_image}", "--tag", RCLONE_TAG, "-"]
-    _run(*build, stdin=dockerfile, environment={"DOCKER_BUILDKIT": "0"})
+    build(RCLONE_TAG, (ROOT / "deploy" / "rclone.Dockerfile").read_text(), BASE=base_image)
     return push(RCLONE_TAG, registry)
+
+
+def build(tag: str, dockerfile: str, **arguments: str) -> None:
+    """Builds an image from a Dockerfile that copies nothing."""
+    given = [f"--build-arg={name}={value}" for name, value in arguments.items()]
+    command = ["docker", "build", "--quiet", *given, "--tag", tag, "-"]
+    _run(*command, stdin=dockerfile.encode(), environment={"DOCKER_BUILDKIT": "0"})
 
 
 def push(image: str, registry: str) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.hub import WRITE, Hub
+from greengrader.kube.collect import LOG_LOST_WARNING
+from tests.cluster.scripted import WRITE, ScriptedHub
 from tests.waiting import eventually
 
 SHORT, SHORT_S = 8, 2  # an assignment, and its timeout_s
 HOG = "dd if=/dev/zero of=/dev/null bs=200M count=1\n"  # of the 64 MiB that it has
 SCRIPTS = {
-    "completed": "echo to be seen; sleep 1.2\n" + WRITE,
+    "completed": "sleep 1.2\n" + WRITE,
     "failed with results": WRITE + "exit 3\n",
     "failed without": "exit 4\n",
     "no results": "true\n",
@@ -35,7 +36,7 @@ SCRIPTS = {
 class Graded:
     """The submissions of SCRIPTS after a dispatcher has graded them."""
 
-    def __init__(self, hub: Hub, ids: dict[str, int]) -> None:
+    def __init__(self, hub: ScriptedHub, ids: dict[str, int]) -> None:
         self.hub, self.ids = hub, ids
 
     def __getitem__(self, name: str) -> dict[str, Any]:
@@ -44,9 +45,12 @@ class Graded:
 
 
 @pytest.fixture(scope="module")
-def graded(hub: Hub) -> Iterator[Graded]:
+def graded(hub: ScriptedHub) -> Iterator[Graded]:
     hub.store.set_assignment(SHORT, {"backend": "kubernetes", "timeout_s": SHORT_S})
-    ids = {name: hub.submit(do, assignment_id=SHORT if name == "timed out" else 7) for name, do in SCRIPTS.items()}
+    ids = {
+        name: hub.submit(f"echo to be seen\n{do}", assignment_id=SHORT if name == "timed out" else 7)
+        for name, do in SCRIPTS.items()
+    }
     dispatcher = hub.start("dispatcher", "--watch", results_bytes="2000000", log_bytes="100000").ready()
     for number in ids.values():
         hub.wait_graded(number, 120)
@@ -93,9 +97,12 @@ def test_a_link_shows_nothing_of_what_it_points_to(graded: Graded) -> None:
 
 
 def test_the_log_is_kept_and_cut(graded: Graded) -> None:
-    assert graded["completed"]["output"] == "to be seen\n"
-    talk = graded["talkative"]["output"]
-    assert 50_000 < len(talk) < 101_000 and talk.startswith("0123456789\n") and talk.endswith("0123456789\n")
+    """Kubelets on one machine clean up each other's logs: some may be lost, and then it is said."""
+    kept = {name: graded[name]["output"] for name in SCRIPTS if LOG_LOST_WARNING not in graded[name]["warnings"]}
+    assert kept and all(text.startswith("to be seen\n") for text in kept.values())
+    assert all(graded[name]["output"] == "" for name in SCRIPTS.keys() - kept)
+    talk = kept.get("talkative")
+    assert talk is None or (50_000 < len(talk) < 101_000 and talk.endswith("0123456789\n"))
 
 
 def test_times_and_usage_are_the_containers(graded: Graded) -> None:
@@ -139,7 +146,7 @@ def test_each_step_is_an_event(graded: Graded) -> None:
 # ------------------------------------------------------------------------------------------- faults that are ours
 
 
-def test_a_pod_deleted_by_hand_is_graded_by_another_attempt(hub: Hub) -> None:
+def test_a_pod_deleted_by_hand_is_graded_by_another_attempt(hub: ScriptedHub) -> None:
     number = hub.submit("sleep 3\n" + WRITE)
     dispatcher = hub.start("dispatcher", "--watch").ready()
     hub.wait_state(number, "running")
@@ -153,7 +160,7 @@ def test_a_pod_deleted_by_hand_is_graded_by_another_attempt(hub: Hub) -> None:
     assert dispatcher.terminate() == 0
 
 
-def test_the_fetch_of_a_submission_fails(hub: Hub) -> None:
+def test_the_fetch_of_a_submission_fails(hub: ScriptedHub) -> None:
     """The pods' own configuration of rclone is another one than this machine's."""
     number = hub.submit()
     said = hub.pod_sh(7, number, max_attempts="1", rclone_image=hub.base_image)
