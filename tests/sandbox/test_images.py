@@ -157,7 +157,7 @@ def test_broken_setup_is_reported_and_not_tried_again_at_once(
 ) -> None:
     caplog.set_level(logging.INFO, "greengrader")
     images = workshop.images()
-    made = workshop.autograder("echo installing\necho 'E: no such package' >&2\nexit 42")
+    made = workshop.autograder("echo installing >&2\necho 'E: no such package' >&2\nexit 42")
     with pytest.raises(AutograderBroken, match=r"exit status 42; last line: E: no such package") as first:
         workshop.ensure(images, made)
     assert "installing\n" in first.value.build_log
