@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
-from pydantic import ConfigDict, Field, Json, PositiveFloat, PositiveInt, ValidationError, with_config
+from pydantic import AfterValidator, Field, Json, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
-from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on
 
 from greengrader.errors import SettingsError
 from greengrader.limits import MEBIBYTE, Limits, PayloadLimits
@@ -31,15 +30,27 @@ ObjectName = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9]
 LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
 
 
-@with_config(ConfigDict(extra="forbid"))
-class Toleration(TypedDict, total=False):
-    """A taint of nodes that pods put up with, as Kubernetes spells it."""
+# The fields of a toleration, as Kubernetes spells them, and what each may be; None: anything.
+TOLERATION: dict[str, tuple[str, ...] | None] = {
+    "key": None,
+    "operator": ("Exists", "Equal"),
+    "value": None,
+    "effect": ("NoSchedule", "PreferNoSchedule", "NoExecute"),
+    "tolerationSeconds": None,
+}
 
-    key: str
-    operator: Literal["Exists", "Equal"]
-    value: str
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
-    tolerationSeconds: int
+
+def _known_fields(toleration: dict[str, str | int]) -> dict[str, str | int]:
+    for name, value in toleration.items():
+        if name not in TOLERATION:
+            raise ValueError(f"a toleration has {', '.join(TOLERATION)}; not {name}")
+        allowed = TOLERATION[name]
+        if allowed is not None and value not in allowed:
+            raise ValueError(f"the {name} of a toleration is {' or '.join(allowed)}; not {value}")
+    return toleration
+
+
+Toleration = Annotated[dict[str, str | int], AfterValidator(_known_fields)]
 
 
 class Settings(BaseSettings):
@@ -112,8 +123,8 @@ class Settings(BaseSettings):
     )
     kube_image_pull_secret: ObjectName = Field("", description="name of the Secret that nodes pull the images with")
     kube_priority_class: ObjectName = Field("", description="priority class of the pods")
-    kube_tolerations: Json[tuple[Toleration, ...]] = Field(
-        (),
+    kube_tolerations: Json[list[Toleration]] = Field(
+        [],
         validate_default=False,  # the default is no JSON
         description='taints that pods put up with, e.g. [{"key": "nautilus.io/reservation", "operator": "Exists"}]',
     )
@@ -126,7 +137,7 @@ class Settings(BaseSettings):
     kube_region_scores: Json[dict[str, float]] = Field(
         {},
         validate_default=False,
-        description='how green each region.zone is, lower is greener, e.g. {"us-west.ucsc": 112, "us-east.mghpcc": 301}',
+        description='how green a region.zone is, lower is greener, e.g. {"us-west.ucsc": 112, "us-east.mghpcc": 301}',
     )
     kube_queue: LabelValue = Field("", description="Kueue's local queue for the pods; empty: no Kueue")
     kube_cpu_request: float = Field(

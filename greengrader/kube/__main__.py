@@ -55,8 +55,8 @@ def main(argv: list[str], stop: Stop) -> int:
             print(f"submission {run.submission_id} is {run.state} already; `dispatcher.py {run.submission_id} --rerun`")
             return code_of(store, run)
         if run.backend != "kubernetes":
-            raise NotFound(f"assignment {run.assignment_id} is graded by {run.backend}: "
-                           f"`python3 -m greengrader assignment set {run.assignment_id} --backend kubernetes`")  # fmt: skip
+            change = f"`python3 -m greengrader assignment set {run.assignment_id} --backend kubernetes`"
+            raise NotFound(f"assignment {run.assignment_id} is graded by {run.backend}: {change}")
         return grade(store, run, settings, stop)
 
 
@@ -114,7 +114,8 @@ def code_of(store: Store, run: Run) -> int:
             return BROKEN if run.failures == 0 else ServiceUnavailable.exit_code
         return ServiceUnavailable.exit_code
     row = store.table("submission_status", "submission_id = %s", run.submission_id)[0]
-    print(f"submission {run.submission_id}: {row['outcome']}, score {row['score']:g}, in {row['region'] or 'an unknown region'}")
+    where = row["region"] or "an unknown region"
+    print(f"submission {run.submission_id}: {row['outcome']}, score {row['score']:g}, in {where}")
     return 0 if row["outcome"] == "completed" else STUDENT_FAILED
 
 

@@ -11,7 +11,9 @@ from greengrader.messages import Result
 
 USAGE_LINE = re.compile(r"began_s=(\S*) ended_s=(\S*) cpu_ns=(\S*) cpu_us=(\S*) peak_bytes=(\S*)")
 # What a kubelet sends as the log, without an error, where the file is gone.
-LOG_LOST = re.compile(rb'failed to try resolving symlinks in path "/var/log/[^"\n]*": lstat [^\n]*: no such file or directory\n?')
+LOG_LOST = re.compile(
+    rb'failed to try resolving symlinks in path "/var/log/[^"\n]*": lstat [^\n]*: no such file or directory\n?'
+)
 CLOCK_SLACK_S = 2.0  # container times are whole seconds
 LOG_LOST_WARNING = "the node has lost what the autograder printed"
 

@@ -269,11 +269,12 @@ class Runner:
         vain."""
         if run.run_id in self._anywhere:
             return Preference(None, None, "anywhere: no node of the greenest region took it in time")
-        need = pod_requests(render(self._template, pod, self._settings))
-        found = choose(
-            scores(self._settings), self._fresh_nodes(), need,
-            self._settings.kube_tolerations, self._settings.kube_node_selector,
-        )  # fmt: skip
+        made, nodes = render(self._template, pod, self._settings), self._fresh_nodes()
+        asked = made["spec"].get("tolerations") or (), made["spec"].get("nodeSelector") or {}
+        try:
+            found = choose(scores(self._settings), nodes, pod_requests(made), *asked)
+        except (AttributeError, KeyError, TypeError, ValueError):  # of a podspec that the cluster will not take
+            return Preference(None, None, "anywhere: what the podspec asks for cannot be read")
         return found or Preference(None, None, "anywhere: no node can take it now, it waits for one")
 
     def _hold(self, flight: Flight) -> Flight:

@@ -21,7 +21,10 @@ from tests.bench import machine
 from tests.bench.figure import Figure, LeftOut, NotMeasured, progress, table
 from tests.bench.stage import Stage
 
-NAMES = ("latency", "throughput", "ingest-small", "ingest-large", "ingest-memory", "idle-memory", "placements")
+NAMES = (
+    "latency", "throughput", "ingest-small", "ingest-large", "ingest-memory", "idle-memory", "placements",
+    "cluster-latency", "cluster-throughput", "cluster-in-flight",
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> int:

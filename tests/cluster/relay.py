@@ -69,11 +69,14 @@ class Relay:
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()
-        if self._refusing:
+        server = None
+        if not self._refusing:
+            with contextlib.suppress(OSError):  # the server itself is away
+                server = socket.create_connection(self._target, 5)
+        if server is None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             client.close()
             return
-        server = socket.create_connection(self._target, 5)
         with self._lock:
             self._pairs |= {client: server, server: client}
             for side in (client, server):

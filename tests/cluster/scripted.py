@@ -108,7 +108,10 @@ class ScriptedHub(World):
 
     def events(self, submission_id: int) -> list[tuple[str, str | None]]:
         """(state, reason) of each step of the submission's newest run."""
-        return [(event["to_state"], event["reason"]) for event in self.store.run_events(self.run_of(submission_id)["run_id"])]
+        return [
+            (event["to_state"], event["reason"])
+            for event in self.store.run_events(self.run_of(submission_id)["run_id"])
+        ]
 
     def pods(self) -> list[str]:
         """Names of the namespace's pods."""

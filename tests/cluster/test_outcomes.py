@@ -4,13 +4,19 @@ One dispatcher grades all submissions of `graded` at the same time; each test lo
 """
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from greengrader.daemon import Stop
+from greengrader.kube import __main__ as pod_sh
+from greengrader.kube import runner
 from greengrader.kube.collect import LOG_LOST_WARNING
-from tests.cluster.scripted import WRITE, ScriptedHub
+from tests.cluster.scripted import SCORES, WRITE, ScriptedHub
+from tests.daemons.world import ROOT
 from tests.waiting import eventually
 
 SHORT, SHORT_S = 8, 2  # an assignment, and its timeout_s
@@ -28,7 +34,7 @@ SCRIPTS = {
     "out of memory with results": WRITE + HOG,
     "timed out": WRITE + "sleep 60\n",
     "leaves a process": WRITE + "setsid sleep 600 > /dev/null 2>&1 &\n",
-    "talkative": "yes 0123456789 | head -c 3000000\n" + WRITE,
+    "talkative": "yes 0123456789 | head -c 3300000\n" + WRITE,
     "stops the pipe": WRITE + "rm -rf /greengrader/run/* /greengrader/files/* 2> /dev/null\n",
 }
 
@@ -160,11 +166,94 @@ def test_a_pod_deleted_by_hand_is_graded_by_another_attempt(hub: ScriptedHub) ->
     assert dispatcher.terminate() == 0
 
 
-def test_the_fetch_of_a_submission_fails(hub: ScriptedHub) -> None:
-    """The pods' own configuration of rclone is another one than this machine's."""
-    number = hub.submit()
-    said = hub.pod_sh(7, number, max_attempts="1", rclone_image=hub.base_image)
-    assert said.code == 3
-    assert "the submission could not be fetched: container fetch ended with exit status" in said.err
-    assert hub.run_of(number)["state"] == "abandoned"
+Call = Callable[..., int]
+
+
+@pytest.fixture
+def impatient(hub: ScriptedHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Call]:
+    """pod.sh in this process, which gives a pod that does not start one second; `changes` are those of pod.yaml."""
+    monkeypatch.setattr(runner, "STUCK_S", 1.0)
+    monkeypatch.chdir(tmp_path)
+    root, pods = logging.getLogger(), logging.getLogger("greengrader.pods")
+    before = root.handlers[:], root.level
+
+    def call(number: int, changes: dict[str, str] | None = None, **settings: str) -> int:
+        for name, value in hub.environment(lease_s="4", **settings).items():
+            monkeypatch.setenv(name, value)
+        podspec = (ROOT / "pod.yaml").read_text()
+        for was, becomes in (changes or {}).items():
+            assert podspec.count(was) == 1
+            podspec = podspec.replace(was, becomes)
+        (tmp_path / "pod.yaml").write_text(podspec)
+        return pod_sh.main(["7", str(number)], Stop())
+
+    yield call
+    root.handlers[:], pods.disabled = before[0], False
+    root.setLevel(before[1])
     assert hub.left() == []
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "says"),
+    [
+        ("image: ${image}", "image: 127.0.0.1:1/no/such:image", "cannot get the image of container autograder: "),
+        ("image: ${image}", "image: No:Image:At:All", "cannot get the image of container autograder: InvalidImageName"),
+        (
+            "        - name: LANG\n          value: C.UTF-8\n",
+            "        - name: KEY\n          valueFrom: {secretKeyRef: {name: nowhere, key: key}}\n",
+            'cannot start container autograder: CreateContainerConfigError: secret "nowhere" not found',
+        ),
+    ],
+)
+def test_a_pod_that_cannot_start(
+    hub: ScriptedHub, impatient: Call, capsys: pytest.CaptureFixture[str], was: str, becomes: str, says: str
+) -> None:
+    number = hub.submit()
+    assert impatient(number, {was: becomes}, max_attempts="1") == 3
+    run = hub.run_of(number)
+    assert (run["state"], run["attempt"]) == ("abandoned", 1) and says in run["error"]
+    assert says in capsys.readouterr().err
+
+
+def test_a_submission_that_cannot_be_fetched(hub: ScriptedHub, impatient: Call) -> None:
+    number = hub.submit()
+    assert impatient(number, {"mkfifo -m 600": "exit 9; mkfifo -m 600"}, max_attempts="2") == 3
+    run = hub.run_of(number)
+    assert (run["state"], run["attempt"], run["failures"]) == ("abandoned", 2, 2)
+    assert run["error"] == "the submission could not be fetched: container fetch ended with exit status 9"
+
+
+def test_results_that_cannot_be_stored(hub: ScriptedHub, impatient: Call) -> None:
+    number = hub.submit()
+    assert impatient(number, {'"$GREENGRADER_RETURN_BYTES" >': "1 > /dev/null; exit 8 >"}, max_attempts="1") == 3
+    error = hub.run_of(number)["error"]
+    assert error == "the results could not be stored: container upload ended with exit status 8"
+
+
+def test_a_required_region_that_does_not_take_it(hub: ScriptedHub, impatient: Call) -> None:
+    """Its nodes have room, but a port that the podspec wants is taken there: it goes elsewhere, at no cost."""
+    ports = "ports: [{containerPort: 31999, hostPort: 31999}]"
+    taker = {
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "taker"},
+        "spec": {
+            "nodeSelector": {"topology.kubernetes.io/region": "us-west"},
+            "containers": [{"name": "taker", "image": "none:none", "imagePullPolicy": "Never",
+                            "resources": {"limits": {"cpu": "10m", "memory": "16Mi"}},
+                            "ports": [{"containerPort": 31999, "hostPort": 31999}]}],
+        },
+    }  # fmt: skip
+    hub.namespace.kubectl("create", "--filename=-", stdin=json.dumps(taker), as_admin=True)
+    try:
+        hub.namespace.kubectl("wait", "pod/taker", "--for=condition=PodScheduled", "--timeout=30s", as_admin=True)
+        number = hub.submit()
+        changes = {"      workingDir: /autograder": f"      workingDir: /autograder\n      {ports}"}
+        assert impatient(number, changes, kube_affinity="required", kube_unschedulable_s="1") == 0
+    finally:
+        hub.namespace.kubectl("delete", "pod", "taker", "--force", "--grace-period=0", as_admin=True)
+    steps = hub.events(number)
+    assert [state for state, _ in steps][:4] == ["received", "dispatched", "placed", "dispatched"]
+    assert "free ports" in str(steps[3][1])
+    run = hub.run_of(number)
+    assert (run["attempt"], run["failures"], run["expected_region"]) == (2, 0, None)
+    assert run["placement_reason"] == "anywhere: no node of the greenest region took it in time"
+    assert hub.result(number)["region"] == "us-east" and set(SCORES) == {"us-west.ucsc", "us-east.mghpcc"}

@@ -1,4 +1,4 @@
-"""./pod.sh as staff call it: what it says, its exit codes, what it takes from the calling folder, and what it refuses."""
+"""./pod.sh as staff call it: what it says, its exit codes, what it takes from the calling folder, what it refuses."""
 
 import contextlib
 import io
@@ -53,7 +53,10 @@ def test_an_assignment_of_docker(hub: ScriptedHub) -> None:
     number = hub.submit(assignment_id=DOCKER)
     said = hub.pod_sh(DOCKER, number)
     assert said.code == 1
-    assert "assignment 9 is graded by docker: `python3 -m greengrader assignment set 9 --backend kubernetes`" in said.one_line
+    assert (
+        "assignment 9 is graded by docker: `python3 -m greengrader assignment set 9 --backend kubernetes`"
+        in said.one_line
+    )
     assert hub.events(number) == [("received", None)]
 
 
@@ -104,7 +107,9 @@ def test_files_and_podspec_of_the_calling_folder(hub: ScriptedHub, tmp_path: Pat
     with zipfile.ZipFile(io.BytesIO(changed)) as packed:
         packed.extractall(tmp_path)
     podspec = (ROOT / "pod.yaml").read_text()
-    own = podspec.replace("        - name: LANG\n", "        - name: OWN\n          value: my own\n        - name: LANG\n")
+    own = podspec.replace(
+        "        - name: LANG\n", "        - name: OWN\n          value: my own\n        - name: LANG\n"
+    )
     assert own != podspec
     (tmp_path / "pod.yaml").write_text(own)
     said = hub.pod_sh(7, number, folder=tmp_path)
@@ -145,7 +150,9 @@ def without_create(hub: ScriptedHub) -> Iterator[None]:
     """The Role lacks a verb."""
     patch = ["patch", "role", "greengrader", "--type=json", "--patch"]
     where = '"path": "/rules/0/verbs/0"'
-    hub.namespace.kubectl(*patch, f'[{{"op": "test", {where}, "value": "create"}}, {{"op": "remove", {where}}}]', as_admin=True)
+    hub.namespace.kubectl(
+        *patch, f'[{{"op": "test", {where}, "value": "create"}}, {{"op": "remove", {where}}}]', as_admin=True
+    )
     try:
         yield
     finally:
@@ -211,11 +218,12 @@ def test_the_registry_is_away(hub: ScriptedHub, waiting: int) -> None:
         ("  restartPolicy: Never", "  restartPolicy: Always", "spec.restartPolicy has to be Never"),
         ("apiVersion: v1", "apiVersion: [", "no YAML"),
         ("      image: ${image}", "      image: ${imagf}", "has the unknown placeholder ${imagf}; is ${image} meant?"),
-        ("          memory: ${memory_bytes}\n          ephemeral-storage: ${disk_req", "          memory: much\n          ephemeral-storage: ${disk_req", "quantities must match"),
+        ("          cpu: ${cpus_requested}", "          cpu: much", "quantities must match"),
+        ("  tolerations: ${tolerations}", "  tolerations: any", "olerations"),
         ("    - name: autograder\n", "    - name: Autograder_\n", "has no container autograder"),
         ("  hostname: autograder", "  hostname: Auto_Grader", "spec.hostname"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_podspec(hub: ScriptedHub, waiting: int, tmp_path: Path, was: str, becomes: str, says: str) -> None:
     podspec = (ROOT / "pod.yaml").read_text()
     assert podspec.count(was) == 1

@@ -22,7 +22,9 @@ def test_ci_runs_the_readmes_test_command() -> None:
     assert f"\n{test_command}\n" in (ROOT / ".ci/run").read_text()
 
 
-@pytest.mark.parametrize("script", ["deploy/install.sh", "deploy/base-image.sh", ".ci/run", "pod.sh"])
+@pytest.mark.parametrize(
+    "script", ["deploy/install.sh", "deploy/install-cluster-tests.sh", "deploy/base-image.sh", ".ci/run", "pod.sh"]
+)
 def test_scripts_parse_and_are_executable(script: str) -> None:
     path = ROOT / script
     shell = path.read_text().partition("\n")[0].rpartition("/")[2].removeprefix("env ")

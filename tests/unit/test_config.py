@@ -94,6 +94,34 @@ def test_a_value_out_of_range_is_refused(name: str, value: str) -> None:
     assert f"{PREFIX}{name.upper()}='{value}'" in faults(**{name: value})
 
 
+def test_lists_and_mappings_are_written_as_json() -> None:
+    settings = given(
+        kube_tolerations='[{"key": "reserved", "operator": "Exists"}]', kube_node_selector='{"arch": "amd64"}'
+    )
+    assert list(settings.kube_tolerations) == [{"key": "reserved", "operator": "Exists"}]
+    assert settings.kube_node_selector == {"arch": "amd64"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("kube_tolerations", "[", "Invalid JSON"),
+        ("kube_tolerations", '{"key": "a"}', "valid list"),
+        ("kube_tolerations", '[{"keys": "a"}]', "not keys"),
+        ("kube_tolerations", '[{"operator": "exists"}]', "Exists or Equal; not exists"),
+        ("kube_node_selector", '["a"]', "valid dictionary"),
+        ("kube_node_selector", '{"a": "b c"}', "pattern"),
+        ("kube_namespace", "My_Courses", "pattern"),
+        ("kube_affinity", "wanted", "'preferred' or 'required'"),
+        ("kube_cpu_request", "1.5", "less than or equal to 1"),
+        ("rclone_remote", "greengrader-app", "pattern"),
+        ("rclone_image", "two words", "pattern"),
+    ],
+)
+def test_what_kubernetes_would_not_take_is_refused(name: str, value: str, said: str) -> None:
+    assert said in faults(**{name: value})
+
+
 def test_what_is_required_and_not_set_is_named_with_what_to_do() -> None:
     with pytest.raises(SettingsError, match="GREENGRADER_DATABASE_URL is not set"):
         Settings().required("database_url")
