@@ -31,7 +31,7 @@ lint: install  ## ruff and mypy
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy --strict greengrader *.py deploy
 
-bench: install  ## measure what README's table of figures states
+bench: install  ## measure speed and memory, each beside its reference in the same run
 	@$(STACK) with-engine .venv/bin/python -m tests.bench $(ARGS)
 
 install:  ## install what this machine lacks; a part of every other command

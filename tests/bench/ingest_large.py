@@ -15,7 +15,7 @@ from tests.daemons.world import World
 
 PAYLOADS = 16
 PAYLOAD_BYTES = 20 * MEGABYTE
-ROUNDS = 4
+ROUNDS = 5
 BAR = 0.8
 
 

@@ -56,6 +56,18 @@ def test_a_restarted_broker_has_lost_nothing(own_broker: Broker) -> None:
         message.acknowledge()
 
 
+def test_a_killed_broker_has_saved_what_a_connected_client_had_in_hand(own_broker: Broker) -> None:
+    """Mosquitto with autosave_on_changes counts messages on their way to a client as no change, and loses them."""
+    with ingest(own_broker) as link:
+        for number in range(10):
+            publish_outside(own_broker, "submit", "submissions", f"in hand {number}", "-q", "1")
+        assert len(taken(link, 10)) == 10  # and none of them is acknowledged
+        eventually(lambda: is_saved(own_broker, "in hand 9"), what="that the broker has saved them")
+        own_broker.kill()
+        own_broker.start()
+        assert payloads(taken(link, 10)) == [f"in hand {number}".encode() for number in range(10)]
+
+
 def test_a_link_finds_a_killed_broker_again(own_broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "greengrader")
     with ingest(own_broker) as link, Link(own_broker.url_for("hub"), client_id="publisher") as publisher:
