@@ -11,7 +11,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -22,9 +22,21 @@ import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
 
+from greengrader.copystream import CopyStream
 from greengrader.daemon import Stop
 from greengrader.errors import GreenGraderError, NotFound, SchemaMismatch, ServiceUnavailable, SettingsError
-from greengrader.limits import Limits
+from greengrader.rows import (
+    NewSubmission,
+    Placed,
+    PodJob,
+    Queued,
+    Received,
+    ResultContext,
+    Run,
+    Worker,
+)
+
+__all__ = ["NewSubmission", "Placed", "PodJob", "Queued", "Received", "ResultContext", "Run", "Store", "Worker"]
 
 SCHEMA_VERSION = 1
 SCHEMA = Path(__file__).resolve().parent.parent / "schema.sql"
@@ -33,9 +45,6 @@ WORKERS_CHANNEL = "greengrader_workers"
 URL_SHAPE = "GREENGRADER_DATABASE_URL must look like postgresql://user:password@host:port/database"
 CLAIM_S = 5  # for a process of the same name to be gone
 SLICE_BYTES = 4 * 1024 * 1024
-# one row of two columns, PostgreSQL's binary COPY format: signature, flags, extension; then per row its fields
-COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
-COPY_TRAILER = struct.pack("!h", -1)
 TOO_LARGE = (
     "54"  # SQLSTATE class "program limit exceeded": the driver takes it for an outage, but no later try can help
 )
@@ -44,122 +53,6 @@ SETTINGS_FAULTS = re.compile(
 )
 
 Row = TypeVar("Row")
-
-
-@dataclass(frozen=True)
-class NewSubmission:
-    """What ingest stores: `columns` as the function receive_submissions reads them, and the zip."""
-
-    columns: dict[str, Any]
-    payload: bytes | Path
-
-
-@dataclass(frozen=True)
-class Received:
-    submission_key: int
-    run_id: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run with what the daemons need to know of its submission and assignment."""
-
-    run_id: int
-    submission_key: int
-    submission_id: int
-    assignment_id: int
-    state: str
-    backend: str
-    attempt: int
-    failures: int
-    autograder_digest: str | None
-    worker: str | None
-    error: str | None
-
-
-@dataclass(frozen=True)
-class Queued:
-    """A dispatched run that waits for a place."""
-
-    run_id: int
-    autograder_digest: str
-
-
-@dataclass(frozen=True)
-class Placed:
-    run_id: int
-    attempt: int
-    worker: str
-    submission_id: int
-    autograder_digest: str
-    base_image: str
-    cpus: float | None
-    memory_bytes: int | None
-    timeout_s: float | None
-    network: bool | None
-    archive_bytes: int
-    worker_has_autograder: bool
-
-
-@dataclass(frozen=True)
-class Worker:
-    """A row of worker_status."""
-
-    worker: str
-    node_ip: str | None
-    cpu_model_name: str | None
-    cpu_cores: int | None
-    memory_size: int | None
-    region: str
-    zone: str
-    watts_min: float | None
-    watts_max: float | None
-    slots: int
-    held: int
-    draining: bool
-    accepting: bool
-    last_seen_at: datetime | None
-    silent_s: float | None
-
-    @property
-    def free(self) -> int:
-        return max(self.slots - self.held, 0)
-
-
-@dataclass(frozen=True)
-class PodJob:
-    """What a run's pod is made from; None in a limit: the setting decides."""
-
-    autograder_digest: str
-    base_image: str
-    cpus: float | None
-    memory_bytes: int | None
-    timeout_s: float | None
-    network: bool | None
-    files: bytes  # tar.gz of submission/ and submission_metadata.json
-
-    def limits(self, default: Limits) -> Limits:
-        """The settings' limits, with those that the assignment overrides."""
-        return default.overridden(cpus=self.cpus, memory_bytes=self.memory_bytes, timeout_s=self.timeout_s,
-                                  network=self.network)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ResultContext:
-    """What the receiver needs beside the message: Gradescope's score, and the machine's place and watts."""
-
-    submission_id: int
-    gradescope_score: float | None
-    autograder_warnings: list[str]
-    node_ip: str | None
-    region: str | None
-    zone: str | None
-    watts_min: float | None
-    watts_max: float | None
-
-    def at(self, *, node_ip: str | None, region: str | None, zone: str | None) -> "ResultContext":
-        """The same, for a run on a node of a cluster: its place is the node's, its watts are unknown."""
-        return replace(self, node_ip=node_ip, region=region, zone=zone)
 
 
 class Store:
@@ -418,7 +311,9 @@ class Store:
 
     def place_pod(self, run_id: int, reason: str, region: str | None, zone: str | None, lease_s: float) -> int | None:
         """The attempt that begins; None where somebody else has placed, cancelled or ended the run meanwhile."""
-        attempt = self._scalar("SELECT attempt FROM place_pod(%s, %s, %s, %s, %s)", run_id, reason, region, zone, lease_s)
+        attempt = self._scalar(
+            "SELECT attempt FROM place_pod(%s, %s, %s, %s, %s)", run_id, reason, region, zone, lease_s
+        )
         return None if attempt is None else int(attempt)
 
     def extend_pod_leases(self, runs: Sequence[tuple[int, int]], lease_s: float) -> set[int]:
@@ -439,7 +334,9 @@ class Store:
 
     def note_trouble(self, run_id: int, reason: str) -> None:
         """Why a waiting run is not placed, for people; changes no state."""
-        self._query("UPDATE runs SET error = %s WHERE run_id = %s AND state IN ('received', 'dispatched')", [reason, run_id])
+        self._query(
+            "UPDATE runs SET error = %s WHERE run_id = %s AND state IN ('received', 'dispatched')", [reason, run_id]
+        )
 
     # ------------------------------------------------------------------------------------- receiver: what workers say
     def start_run(self, run_id: int, attempt: int, worker: str | None) -> bool:
@@ -667,51 +564,10 @@ def _columns(cls: Any) -> str:
 def _copy(cursor: psycopg2.extensions.cursor, target: str, rows: Sequence[tuple[bytes | Path, ...]]) -> None:
     """Binary COPY of rows, twice as fast as a parametrised INSERT for large values; a Path is streamed from its
     file."""
-    stream = _CopyStream(rows)
+    stream = CopyStream(rows)
     try:
         cursor.copy_expert(f"COPY {target} FROM STDIN (FORMAT binary)", stream, size=1 << 18)
     except psycopg2.Error:
         if stream.fault is not None:  # a file of ours; the driver calls that a cancelled query
             raise stream.fault from None
         raise
-
-
-class _CopyStream:
-    """A file that reads as PostgreSQL's binary COPY of the rows; holds one chunk of one value in memory."""
-
-    def __init__(self, rows: Sequence[tuple[bytes | Path, ...]]) -> None:
-        self._chunks = self._generate(rows)
-        self._left = b""
-        self.fault: OSError | None = None  # of a file that could not be read
-
-    @staticmethod
-    def _generate(rows: Sequence[tuple[bytes | Path, ...]]) -> Iterator[bytes]:
-        small = [COPY_HEADER]
-        for row in rows:
-            small.append(struct.pack("!h", len(row)))
-            for value in row:
-                if isinstance(value, bytes):
-                    small += [struct.pack("!i", len(value)), value]
-                    continue
-                yield b"".join(small) + struct.pack("!i", value.stat().st_size)
-                small = []
-                with value.open("rb") as file:
-                    while chunk := file.read(1 << 18):
-                        yield chunk
-        yield b"".join([*small, COPY_TRAILER])
-
-    def readline(self, size: int = -1) -> bytes:
-        """Part of psycopg2's idea of a file; COPY calls `read` alone."""
-        return self.read(size)
-
-    def read(self, size: int = -1) -> bytes:
-        while not self._left:
-            try:
-                self._left = next(self._chunks)
-            except StopIteration:
-                return b""
-            except OSError as error:
-                self.fault = error
-                raise
-        part, self._left = self._left[:size], self._left[size:]
-        return part

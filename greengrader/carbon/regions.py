@@ -1,4 +1,5 @@
-"""How green each region of the cluster is: a fixed answer from the settings, as long as no source of it is configured."""
+"""How green each region of the cluster is: a fixed answer from the settings, as long as no source of it is
+configured."""
 
 from greengrader.config import Settings
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import signal
 import tarfile
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ USAGE_LINE = re.compile(r"began_s=(\S*) ended_s=(\S*) cpu_ns=(\S*) cpu_us=(\S*) 
 LOG_LOST = re.compile(
     rb'failed to try resolving symlinks in path "/var/log/[^"\n]*": lstat [^\n]*: no such file or directory\n?'
 )
+SIGNALLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)
 CLOCK_SLACK_S = 2.0  # container times are whole seconds
 LOG_LOST_WARNING = "the node has lost what the autograder printed"
 
@@ -27,6 +29,8 @@ class Left:
     wall_s: float | None = None
     cpu_s: float | None = None
     peak_memory_bytes: int | None = None
+    not_begun: bool = False  # the container says that our own preparations failed
+    ended_in_order: bool = False  # its first process, which no program inside can kill, said its last word
 
 
 def unpack(packed: bytes, max_bytes: int) -> Left:
@@ -49,7 +53,20 @@ def unpack(packed: bytes, max_bytes: int) -> Left:
                     results = _content(tar, member, max_bytes)
     except (tarfile.TarError, EOFError, OSError):
         results, problem = None, problem or "results.json could not be read from what the pod sent"
-    return Left(results, problem, *_usage(usage))
+    return Left(results, problem, *_usage(usage), usage.startswith("not begun:"), USAGE_LINE.search(usage) is not None)
+
+
+def fault(ended: Ended, left: Left | None) -> str | None:
+    """Why what came back cannot be graded by fault of ours, None where it can. `left`: None where nothing came."""
+    if ended.end in (End.TIMED_OUT, End.TOO_MUCH_DISK):  # then results count for nothing
+        return None
+    if left is None:
+        return "the pod has ended, but its results are not in the storage"
+    if left.not_begun:
+        return "the submission could not be copied into the autograder's container"
+    if ended.exit_status in SIGNALLED and not left.ended_in_order and ended.end is not End.OUT_OF_MEMORY:
+        return f"somebody outside ended the autograder's container (exit status {ended.exit_status})"
+    return None
 
 
 def result_of(run_id: int, attempt: int, ended: Ended, left: Left, output: bytes, limits: Limits) -> Result:

@@ -346,10 +346,10 @@ class Runner:
             self._fail(flight, ended.sentence)
             return
         packed = self._remote.get(flight.prefix, RESULTS, flight.limits.results_bytes + 1024 * 1024)
-        if packed is None and ended.end.name in ("COMPLETED", "EXITED"):
-            self._fail(flight, "the pod has ended, but its results are not in the storage")
+        left = collect.unpack(packed, flight.limits.results_bytes) if packed else collect.Left()
+        if fault := collect.fault(ended, left if packed else None):
+            self._fail(flight, fault)
             return
-        left = collect.unpack(packed or b"", flight.limits.results_bytes) if packed else collect.Left()
         result = collect.result_of(*flight.key, ended, left, self._printed(flight), flight.limits)
         node = flight.state.node if flight.state else None
         context = self._context(flight, node)

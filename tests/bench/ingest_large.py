@@ -7,7 +7,7 @@ import time
 import zlib
 from collections.abc import Sequence
 
-from greengrader.db import COPY_HEADER, COPY_TRAILER
+from greengrader.copystream import COPY_HEADER, COPY_TRAILER
 from tests.bench.figure import MEGABYTE, Figure, interleaved, progress, rate_figure
 from tests.bench.stage import Stage, Transitions, bare_cursor, open_session, publish_all, ready_at
 from tests.builders import SUBMITTED_S, Member, build_payload

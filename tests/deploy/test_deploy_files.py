@@ -19,7 +19,7 @@ def test_make_alone_prints_the_commands() -> None:
 def test_ci_runs_the_readmes_test_command() -> None:
     commands = (ROOT / "README.md").read_text().split("## Two commands")[1].split("```")[1]
     test_command = next(line for line in commands.splitlines() if "test" in line).split("  ")[0].strip()
-    assert f"\n{test_command}\n" in (ROOT / ".ci/run").read_text()
+    assert test_command in [line.strip() for line in (ROOT / ".ci/run").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ HOME = {
     "paho": "greengrader/mqtt.py",
     "psycopg2": "greengrader/db.py",
     "docker": "greengrader/engine.py",
-    "kubernetes": "greengrader/kube.py",
+    "kubernetes": "greengrader/kube/cluster.py",
+    "urllib3": "greengrader/kube/cluster.py",  # comes with kubernetes, like the next
+    "yaml": "greengrader/kube/",
     "requests": "greengrader/carbon/",
     "dotenv": "greengrader/config.py",
     "pydantic_settings": "greengrader/config.py",
