@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greengrader.kube.collect import LOG_LOST_WARNING, Left, result_of, unpack
+from greengrader.kube.collect import LOG_LOST_WARNING, Left, fault, result_of, unpack
 from greengrader.kube.pod import End, Ended
 from greengrader.limits import Limits
 from greengrader.results import grade
@@ -37,7 +37,28 @@ def packed(results: bytes | None = b'{"score": 1}', usage: bytes | None = USAGE,
 
 # ------------------------------------------------------------------------------------------------ results.tar
 def test_results_and_usage() -> None:
-    assert unpack(packed(), MOST) == Left(b'{"score": 1}', None, 3.5, 1.5, 4096)
+    assert unpack(packed(), MOST) == Left(b'{"score": 1}', None, 3.5, 1.5, 4096, ended_in_order=True)
+
+
+@pytest.mark.parametrize(
+    ("end", "exit_status", "left", "reason"),
+    [
+        (End.COMPLETED, 0, Left(b"{}", ended_in_order=True), None),
+        (End.COMPLETED, 0, None, "not in the storage"),
+        (End.OUT_OF_MEMORY, 137, None, "not in the storage"),
+        (End.OUT_OF_MEMORY, 137, Left(), None),
+        (End.EXITED, 125, Left(not_begun=True), "could not be copied"),
+        (End.EXITED, 137, Left(), "somebody outside"),
+        (End.EXITED, 137, Left(ended_in_order=True), None),  # the program killed itself
+        (End.TIMED_OUT, 137, None, None),
+        (End.TOO_MUCH_DISK, None, None, None),
+    ],
+)
+def test_what_cannot_be_graded_by_fault_of_ours(
+    end: End, exit_status: int | None, left: Left | None, reason: str | None
+) -> None:
+    said = fault(Ended(end, "it ended", exit_status, AT, AT), left)
+    assert (said is None) == (reason is None) and (reason or "") in (said or "")
 
 
 def test_as_tar_itself_writes_it() -> None:
