@@ -87,6 +87,7 @@ class Hub(World):
 
     def run_of(self, submission_id: int) -> int:
         run = eventually(lambda: self.store.newest_run(submission_id), 30, f"the run of submission {submission_id}")
+        assert run is not None
         return run.run_id
 
     def pod_sh(self, submission_id: int, number: int = 0, **settings: str) -> Script:

@@ -93,7 +93,7 @@ def test_a_dispatcher_that_is_killed_at_every_step(hub: Hub) -> None:
     for number, step in enumerate(STEPS):
         dispatcher = hub.start("dispatcher", "--watch").ready()
         run_ids.append(hub.submit(100 + number, runs_s=1))
-        dispatcher.says(f"{step} run={run_ids[-1]} ")
+        dispatcher.says(f"{step} run={run_ids[-1]} ", 60)
         dispatcher.kill()
     with dispatcher_of(hub):
         for number in range(len(STEPS)):
@@ -106,12 +106,12 @@ def test_pods_are_adopted_and_not_made_again(hub: Hub) -> None:
     """By whoever follows on a dispatcher that was killed; at once where it was told to stop, for it gives them back."""
     dispatcher = hub.start("dispatcher", "--watch").ready()
     run_id = hub.submit(120, runs_s=15)
-    dispatcher.says(f"running run={run_id} ")
+    dispatcher.says(f"running run={run_id} ", 60)
     uid = hub.pod(run_id)["metadata"]["uid"]
     dispatcher.kill()
 
     second = hub.start("dispatcher", "--watch", lease_s="300").ready()
-    second.says(f"adopted run={run_id} ")
+    second.says(f"adopted run={run_id} ", 60)
     assert lease_s(hub, run_id) > 200
     time.sleep(2)  # it finds the pod
     began = time.monotonic()
@@ -151,7 +151,7 @@ def test_storage_that_is_away_from_the_pods(setting: Setting) -> None:
     hub = setting.hub
     with dispatcher_of(hub) as dispatcher:
         uploads = hub.submit(150, runs_s=4)
-        dispatcher.says(f"running run={uploads} ")
+        dispatcher.says(f"running run={uploads} ", 60)
         fetches = hub.submit(151)
         hub.pod(fetches)
         with setting.s3.away():
@@ -167,11 +167,11 @@ def test_storage_that_is_away_from_the_hub(setting: Setting) -> None:
     hub = setting.hub
     with dispatcher_of(hub) as dispatcher:
         ends = hub.submit(160, runs_s=3)
-        dispatcher.says(f"running run={ends} ")
+        dispatcher.says(f"running run={ends} ", 60)
         with away(setting.storage):
             begins = hub.submit(161)
-            dispatcher.says(f"not begun run={begins} ")
-            dispatcher.says(f"waits run={ends} ")
+            dispatcher.says(f"not begun run={begins} ", 60)
+            dispatcher.says(f"waits run={ends} ", 60)
             time.sleep(AWAY_S)
         for submission in (160, 161):
             hub.wait_graded(submission)
@@ -185,7 +185,7 @@ def test_an_api_server_that_is_away(setting: Setting) -> None:
     hub = setting.hub
     with dispatcher_of(hub) as dispatcher:
         ends = hub.submit(170, runs_s=3)
-        dispatcher.says(f"running run={ends} ")
+        dispatcher.says(f"running run={ends} ", 60)
         with away(setting.api):
             begins = hub.submit(171)
             dispatcher.says("watch lost")

@@ -15,7 +15,7 @@ from greengrader.daemon import Stop
 from greengrader.kube import __main__ as pod_sh
 from greengrader.kube import runner
 from greengrader.kube.collect import LOG_LOST_WARNING
-from tests.cluster.scripted import SCORES, WRITE, ScriptedHub
+from tests.cluster.scripted import WRITE, ScriptedHub
 from tests.daemons.world import ROOT
 from tests.waiting import eventually
 
@@ -228,32 +228,3 @@ def test_results_that_cannot_be_stored(hub: ScriptedHub, impatient: Call) -> Non
     assert impatient(number, {'"$GREENGRADER_RETURN_BYTES" >': "1 > /dev/null; exit 8 >"}, max_attempts="1") == 3
     error = hub.run_of(number)["error"]
     assert error == "the results could not be stored: container upload ended with exit status 8"
-
-
-def test_a_required_region_that_does_not_take_it(hub: ScriptedHub, impatient: Call) -> None:
-    """Its nodes have room, but a port that the podspec wants is taken there: it goes elsewhere, at no cost."""
-    ports = "ports: [{containerPort: 31999, hostPort: 31999}]"
-    taker = {
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "taker"},
-        "spec": {
-            "nodeSelector": {"topology.kubernetes.io/region": "us-west"},
-            "containers": [{"name": "taker", "image": "none:none", "imagePullPolicy": "Never",
-                            "resources": {"limits": {"cpu": "10m", "memory": "16Mi"}},
-                            "ports": [{"containerPort": 31999, "hostPort": 31999}]}],
-        },
-    }  # fmt: skip
-    hub.namespace.kubectl("create", "--filename=-", stdin=json.dumps(taker), as_admin=True)
-    try:
-        hub.namespace.kubectl("wait", "pod/taker", "--for=condition=PodScheduled", "--timeout=30s", as_admin=True)
-        number = hub.submit()
-        changes = {"      workingDir: /autograder": f"      workingDir: /autograder\n      {ports}"}
-        assert impatient(number, changes, kube_affinity="required", kube_unschedulable_s="1") == 0
-    finally:
-        hub.namespace.kubectl("delete", "pod", "taker", "--force", "--grace-period=0", as_admin=True)
-    steps = hub.events(number)
-    assert [state for state, _ in steps][:4] == ["received", "dispatched", "placed", "dispatched"]
-    assert "free ports" in str(steps[3][1])
-    run = hub.run_of(number)
-    assert (run["attempt"], run["failures"], run["expected_region"]) == (2, 0, None)
-    assert run["placement_reason"] == "anywhere: no node of the greenest region took it in time"
-    assert hub.result(number)["region"] == "us-east" and set(SCORES) == {"us-west.ucsc", "us-east.mghpcc"}
