@@ -469,10 +469,12 @@ RETURNS SETOF bigint LANGUAGE sql AS $$
 $$;
 
 -- Takes over the runs whose watching process let the lease run out; each goes to one taker.
-CREATE OR REPLACE FUNCTION adopt_pods(most integer, lease_s double precision) RETURNS SETOF runs LANGUAGE sql AS $$
+CREATE OR REPLACE FUNCTION adopt_pods(most integer, lease_s double precision, only_run bigint DEFAULT NULL)
+RETURNS SETOF runs LANGUAGE sql AS $$
     UPDATE runs SET lease_expires_at = now() + make_interval(secs => lease_s)
         WHERE run_id IN (SELECT run_id FROM runs WHERE state IN ('placed', 'running') AND backend = 'kubernetes'
-                         AND lease_expires_at < now() ORDER BY run_id LIMIT most FOR UPDATE SKIP LOCKED) RETURNING *;
+                         AND lease_expires_at < now() AND (only_run IS NULL OR run_id = only_run)
+                         ORDER BY run_id LIMIT most FOR UPDATE SKIP LOCKED) RETURNING *;
 $$;
 
 CREATE OR REPLACE FUNCTION receiver_caught_up(at timestamptz) RETURNS void LANGUAGE sql AS $$

@@ -321,9 +321,10 @@ class Store:
         sent = [[r for r, _ in runs], [a for _, a in runs], lease_s]
         return {row[0] for row in self._query("SELECT extend_pod_leases(%s::bigint[], %s::integer[], %s)", sent)}
 
-    def adopt_pods(self, most: int, lease_s: float) -> list[Run]:
-        """Runs in pods that nobody watches any more, now held by who asks."""
-        return self._rows(Run, self._RUN.replace("FROM runs r", "FROM adopt_pods(%s, %s) r"), most, lease_s)
+    def adopt_pods(self, most: int, lease_s: float, only_run: int | None = None) -> list[Run]:
+        """Runs in pods that nobody watches any more, now held by who asks; that one alone where it is named."""
+        adopted = self._RUN.replace("FROM runs r", "FROM adopt_pods(%s, %s, %s) r")
+        return self._rows(Run, adopted, most, lease_s, only_run)
 
     def held_pods(self) -> set[tuple[int, int]]:
         """(run id, attempt) of every pod that somebody is in charge of."""

@@ -70,7 +70,9 @@ def grade(store: Store, run: Run, settings: Settings, stop: Stop) -> int:
 
     template = template_for(settings, Path.cwd())
     with Cluster.connect(settings.kube_namespace) as cluster:
-        runner = Runner(settings, cluster, template, on_fault=end, on_trouble=lambda _run, error: end(error))
+        runner = Runner(
+            settings, cluster, template, on_fault=end, on_trouble=lambda _run, error: end(error), only_run=run.run_id
+        )
         run = take_local_files(store, run, settings, runner, Path.cwd() / "gradescope_data")
 
         def say(line: str) -> None:

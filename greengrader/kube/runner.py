@@ -111,10 +111,12 @@ class Runner:
         *,
         on_fault: Callable[[BaseException], None],
         on_trouble: Callable[[Run, GreenGraderError], None] = lambda run, error: None,
+        only_run: int | None = None,
     ) -> None:
-        """`on_fault` hears of bugs, `on_trouble` of what keeps a run from being placed; both on other threads."""
+        """`on_fault` hears of bugs, `on_trouble` of what keeps a run from being placed; both on other threads. With
+        `only_run` no other run is adopted and nothing is swept: the process will not stay for long."""
         self._settings, self._cluster, self._template = settings, cluster, template
-        self._on_fault, self._on_trouble = on_fault, on_trouble
+        self._on_fault, self._on_trouble, self._only_run = on_fault, on_trouble, only_run
         self._remote = Remote(settings.rclone_remote, settings.rclone_config, settings.rclone_timeout_s)
         self._builds = Builds(settings)
         self._watch = PodWatch(cluster, listener=self._seen, on_fault=on_fault)
@@ -420,7 +422,8 @@ class Runner:
             for flight in flights:
                 if not flight.launching:
                     self._submit(self._look, flight)
-            if now - swept_at > SWEEP_LEASES * self._settings.lease_s and self._watch.is_current:
+            is_due = now - swept_at > SWEEP_LEASES * self._settings.lease_s
+            if is_due and self._only_run is None and self._watch.is_current:
                 swept_at = now
                 self._submit(self._sweep)
 
@@ -440,7 +443,7 @@ class Runner:
         """Takes over runs whose process fell silent: their pods are watched, or their attempts ended."""
         if not self._watch.is_current or self.room() <= 0:
             return
-        for run in self._store.adopt_pods(self.room(), self._settings.lease_s):
+        for run in self._store.adopt_pods(self.room(), self._settings.lease_s, self._only_run):
             limits = self._store.pod_job(run.run_id).limits(self._settings.run_limits())
             flight = self._hold(Flight(run, run.attempt, limits, started=run.state == "running"))
             log.warning("adopted run=%d attempt=%d pod=%s", *flight.key, flight.pod)

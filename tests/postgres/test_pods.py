@@ -143,6 +143,13 @@ def test_as_many_are_adopted_as_there_is_room_for(store: Store, session: Session
     assert {run.run_id for run in store.adopt_pods(2, 60)} == set(ids[2:])
 
 
+def test_one_may_be_adopted_alone(store: Store, session: Session) -> None:
+    ids = [in_a_pod(store, number)[0] for number in (1, 2)]
+    session(EXPIRED)
+    assert [run.run_id for run in store.adopt_pods(10, 60, ids[1])] == [ids[1]]
+    assert [run.run_id for run in store.adopt_pods(10, 60)] == [ids[0]]
+
+
 def test_two_processes_adopt_different_runs(store: Store, second_store: Store, session: Session) -> None:
     ids = [in_a_pod(store, number)[0] for number in (1, 2)]
     session(EXPIRED)
