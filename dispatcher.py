@@ -17,6 +17,7 @@ Exit codes: 0 found and done · 1 not found, or a bug · 2 usage or settings · 
 
 import argparse
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -115,7 +116,10 @@ def dispatch_one(store: Store, run: Run, settings: Settings) -> int:
         print(f"submission {run.submission_id} is {run.state} already (run {run.run_id}); --rerun grades it again")
         return 0
     if run.backend == "kubernetes":
-        return subprocess.call([POD_SH, str(run.assignment_id), str(run.submission_id)])
+        # pod.sh takes the first python3 in the path: ours
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        command = [str(POD_SH), str(run.assignment_id), str(run.submission_id)]
+        return subprocess.call(command, env={**os.environ, "PATH": path})
     prepare(store, run, settings)
     print(f"submission {run.submission_id} is dispatched to the docker scheduler (run {run.run_id})")
     return 0

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.builders import build_payload
 from tests.daemons.world import World, payload
 
@@ -89,11 +91,15 @@ def test_watch_is_woken_by_a_new_submission(world: World) -> None:
     world.wait_state(1, "dispatched", timeout_s=5)  # its fallback look is a minute away
 
 
-def test_kubernetes_is_a_clear_error_and_leaves_the_run(world: World) -> None:
+def test_kubernetes_without_a_cluster_is_a_clear_error_and_leaves_the_run(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", "/nowhere/config")
     stored(world, 1)
     world.store.set_assignment(7, {"backend": "kubernetes"})
-    done = world.run("dispatcher", "1")
-    assert done.returncode == 3 and "kubernetes backend is not there" in done.stderr
+    done = world.run("dispatcher", "1")  # hands over to pod.sh
+    assert done.returncode == 2 and "no kubeconfig at /nowhere/config" in done.stderr, done
+    assert len(done.stderr.splitlines()) == 1
     assert world.status(1)["state"] == "received"
 
 
