@@ -47,7 +47,7 @@ POD_SH = Path(__file__).resolve().parent / "pod.sh"
 
 
 def main(argv: list[str], stop: Stop) -> int:
-    options = arguments().parse_args(argv)
+    options = arguments(argv)
     settings = config.load()
     daemon.log_to_stderr("dispatcher", settings.log_level)
     with Store.connect(settings.required("database_url"), application="dispatcher") as store:
@@ -66,7 +66,7 @@ def main(argv: list[str], stop: Stop) -> int:
         return wait(store, run, stop) if options.wait and code == 0 else code
 
 
-def arguments() -> argparse.ArgumentParser:
+def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ids", nargs="*", type=int, metavar="[ASSIGNMENT] SUBMISSION", help="Gradescope's ids")
     action = parser.add_mutually_exclusive_group()
@@ -74,20 +74,14 @@ def arguments() -> argparse.ArgumentParser:
     action.add_argument("--load", type=Path, metavar="DIR", help="write the submission's files to DIR, for debugging")
     action.add_argument("--rerun", action="store_true", help="grade again, as a new run")
     parser.add_argument("--wait", action="store_true", help="follow the run to its result")
-    parse = parser.parse_args
-
-    def checked(argv: list[str]) -> argparse.Namespace:
-        options = parse(argv)
-        if len(options.ids) > 2:
-            parser.error("give a submission id, or an assignment id and a submission id")
-        if options.watch and (options.ids or options.wait):
-            parser.error("--watch takes whatever comes: no ids and no --wait with it")
-        if options.rerun and not options.ids:
-            parser.error("--rerun needs a submission id")
-        return options
-
-    parser.parse_args = checked  # type: ignore[method-assign, assignment]
-    return parser
+    options = parser.parse_args(argv)
+    if len(options.ids) > 2:
+        parser.error("give a submission id, or an assignment id and a submission id")
+    if options.watch and (options.ids or options.wait):
+        parser.error("--watch takes whatever comes: no ids and no --wait with it")
+    if options.rerun and not options.ids:
+        parser.error("--rerun needs a submission id")
+    return options
 
 
 def find(store: Store, ids: list[int], *, rerun: bool = False) -> Run:
